@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noisy Student Training from the command line: `python main.py --help`."""
+
+import os
+import sys
+
+from noisy_student import command_line
+from noisy_student.errors import UserError
+
+
+def main(argv):
+    """Run one command.
+
+    Args:
+        argv: As `sys.argv`.
+
+    Returns:
+        Exit code: 0 for success, 2 for what the user can mend.
+    """
+    try:
+        config = command_line.parse(argv)
+        # Only now, so that --help and a wrong flag are answered at once.
+        # TensorFlow's own start-up notes help nobody; errors still show.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from noisy_student import phases
+
+        phases.run_mode(config)
+    except command_line.HelpRequested as help_requested:
+        print(help_requested)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

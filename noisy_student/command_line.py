@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From `sys.argv` to a `Config`, without importing TensorFlow.
+
+Settings come from four places, each overriding the one before: the defaults
+of `Config` (the paper), a recipe (`--flagfile`, or the one that fits the data),
+the settings that the workdir was made with, the flags on the command line. A
+flag that contradicts the workdir is refused, for its results would be neither
+the old run's nor the new one's.
+"""
+
+import dataclasses
+import pathlib
+import types
+import typing
+
+from absl import flags
+
+from noisy_student.config import MODES
+from noisy_student.config import Config
+from noisy_student.errors import UserError
+
+RUN_FLAGS = "run.flags"
+RECIPES = pathlib.Path(__file__).resolve().parent.parent / "flags"
+# Any of these says which data to use; without one it is the digits.
+DATA_FLAGS = ("dataset", "labeled_dir", "labeled_tfrecords")
+HELP_FLAGS = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+
+
+class HelpRequested(Exception):
+    """The user asked for help; the text is the argument."""
+
+
+def parse(argv, recipes=RECIPES):
+    """Read a command line.
+
+    Args:
+        argv: As `sys.argv`: the program, then the flags.
+        recipes: Folder of the recipes that are taken unasked.
+
+    Returns:
+        A `Config`.
+
+    Raises:
+        HelpRequested: With the text to print.
+        UserError: For an unknown flag, a stray argument, a value out of range
+            or a flag that contradicts the workdir.
+    """
+    arguments = list(argv[1:])
+    if any(argument in HELP_FLAGS for argument in arguments):
+        raise HelpRequested(help_text())
+    given = _read(arguments)
+    names_recipe = any(
+        argument.lstrip("-").split("=")[0] == "flagfile"
+        for argument in arguments
+    )
+    if names_recipe:
+        base = {}
+    elif any(given.get(name) for name in DATA_FLAGS):
+        base = read_flagfile(recipes / "own_images.flags")
+    else:
+        base = read_flagfile(recipes / "digits.flags")
+
+    workdir = pathlib.Path(given.get("workdir") or base.get("workdir") or "")
+    workdir = workdir if workdir.name else pathlib.Path(Config.workdir)
+    if (workdir / RUN_FLAGS).exists():
+        recorded = read_flagfile(workdir / RUN_FLAGS)
+        _check_same(workdir, recorded, given)
+        base = recorded
+    return Config(**{**base, **given})
+
+
+def read_flagfile(path):
+    """Read a file of flags.
+
+    Args:
+        path: A recipe, or the `run.flags` of a workdir.
+
+    Returns:
+        Dict of the `Config` fields that it sets.
+    """
+    return _read([f"--flagfile={path}"])
+
+
+def write_run_flags(config, path):
+    """Render the settings of a run as a file that `--flagfile` reads back.
+
+    Args:
+        config: A `Config`.
+        path: The file to be, for the comment on top.
+
+    Returns:
+        The text.
+    """
+    lines = [f"# Read it back with: python main.py --flagfile={path}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("mode", "iteration"):
+            continue  # what one command does, not how the run is set up
+        if value is None and _base_type(field) is str:
+            continue
+        lines.append(f"--{field.name}={_spell(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def help_text():
+    """What `--help` prints: every mode and every flag with its default."""
+    lines = [
+        "Noisy Student Training in Keras 3.",
+        "",
+        "  python main.py                    the whole loop on handwritten"
+        " digits, in minutes",
+        "  python main.py --labeled_dir=DIR --unlabeled_dir=DIR"
+        " --eval_dir=DIR   your images",
+        "  python main.py --flagfile=flags/NAME.flags [--flag=value ...]"
+        "      a recipe",
+        "",
+        "Modes (--mode=NAME):",
+    ]
+    lines += [f"  {name:<10}{text}" for name, text in MODES.items()]
+    lines += ["", "Flags, with the defaults that a recipe starts from:"]
+    for field in dataclasses.fields(Config):
+        choices = field.metadata["choices"]
+        shown = "|".join(choices) if choices else _spell(field.default)
+        text = field.metadata["help"]
+        if choices:
+            text += f" Default: {_spell(field.default)}."
+        lines.append(f"  --{field.name}={shown}")
+        lines.append(f"      {text}")
+    lines += ["  --flagfile=PATH", "      Read flags from a file; put it first."]
+    return "\n".join(lines)
+
+
+def _read(arguments):
+    """Parse arguments alone: only what they set, as `Config` values."""
+    # A FlagValues of its own: nothing global, any number of times.
+    values = flags.FlagValues()
+    flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    for field in dataclasses.fields(Config):
+        _define(field, values)
+    try:
+        stray = values(["main.py", *arguments])[1:]
+    except flags.Error as error:
+        message = " ".join(str(error).split()).removeprefix("ERROR:: ")
+        raise UserError(
+            f"{message.rstrip('.?')}; see python main.py --help."
+        ) from error
+    except OSError as error:
+        raise UserError(f"Can't open the flagfile: {error}.") from error
+    if stray:
+        raise UserError(
+            f"Unexpected argument {stray[0]!r}: settings are given as "
+            "--flag=value, see python main.py --help."
+        )
+    return {
+        field.name: values[field.name].value or None
+        if _base_type(field) is str
+        else values[field.name].value
+        for field in dataclasses.fields(Config)
+        if values[field.name].present
+    }
+
+
+def _define(field, values):
+    base_type = _base_type(field)
+    options = {"flag_values": values, "module_name": "noisy_student"}
+    if field.metadata["choices"]:
+        flags.DEFINE_enum(
+            field.name,
+            field.default,
+            field.metadata["choices"],
+            field.metadata["help"],
+            **options,
+        )
+        return
+    if base_type is bool:
+        flags.DEFINE_boolean(
+            field.name, field.default, field.metadata["help"], **options
+        )
+        return
+    parser = {
+        int: flags.IntegerParser,
+        float: flags.FloatParser,
+        str: flags.ArgumentParser,
+    }[base_type]()
+    if base_type is not str and _is_optional(field):
+        parser = _OrAuto(parser)
+    flags.DEFINE(
+        parser,
+        field.name,
+        None,
+        field.metadata["help"],
+        serializer=flags.ArgumentSerializer(),
+        **options,
+    )
+
+
+class _OrAuto(flags.ArgumentParser):
+    """A number, or the word `auto` for None."""
+
+    def __init__(self, parser):
+        super().__init__()
+        self._parser = parser
+        self.syntactic_help = f"{parser.syntactic_help} or auto"
+
+    def parse(self, argument):
+        return None if argument == "auto" else self._parser.parse(argument)
+
+    def flag_type(self):
+        return f"{self._parser.flag_type()} or auto"
+
+
+def _check_same(workdir, recorded, given):
+    """Refuse flags that contradict what the workdir was made with."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    for field in dataclasses.fields(Config):
+        name = field.name
+        if field.metadata["free"] or name == "workdir" or name not in given:
+            continue
+        old, new = recorded.get(name, defaults[name]), given[name]
+        if old == new:
+            continue
+        if name == "students" and f"{new},".startswith(f"{old},"):
+            continue  # more students at the end continue the chain
+        if name.startswith("eval_") and given.get("mode") == "evaluate":
+            continue
+        raise UserError(
+            f"{workdir} was made with --{name}={_spell(old)}, not "
+            f"--{name}={_spell(new)}: use another --workdir, or leave the "
+            "flag away to go on with that run."
+        )
+
+
+def _base_type(field):
+    if _is_optional(field):
+        return next(t for t in typing.get_args(field.type) if t is not type(None))
+    return field.type
+
+
+def _is_optional(field):
+    return isinstance(field.type, types.UnionType)
+
+
+def _spell(value):
+    """A value as the command line writes it."""
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

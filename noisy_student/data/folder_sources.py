@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources whose images are files: class folders, and any tree of images.
+
+The listing is the work of this file: it must give the same order on every
+machine, whatever the locale and the file system, survive links that loop and
+names that are no valid text, and notice every mistake that a person can make
+with folders before a run has cost an hour. Paths are bytes throughout.
+"""
+
+import os
+
+import tensorflow as tf
+from absl import logging
+
+from noisy_student.data.sources import NO_LABEL
+from noisy_student.data.sources import fingerprint_of
+from noisy_student.data.sources import printable
+from noisy_student.data.sources import source_in_memory
+from noisy_student.errors import UserError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+
+
+def class_folders(directory):
+    """Labeled images: one sub-folder per class, images anywhere below it.
+
+    Classes are numbered in the order of the bytes of their folders' names.
+    Hidden files and folders are ignored, and so are links that lead nowhere.
+    Links to folders are followed, but no folder is visited twice for one class.
+
+    Args:
+        directory: path of the folder that holds the class folders.
+
+    Returns:
+        A `Source` whose references are absolute paths.
+
+    Raises:
+        UserError: if the directory is missing or no directory, or has fewer
+            than two class folders, or one of them has no image.
+    """
+    root = _absolute_directory(directory)
+    name = printable(directory)
+    entries = _visible_entries(root)
+    folders = [entry for entry in entries if entry.is_dir()]
+    strays = sum(_is_image(entry) for entry in entries)
+    if not folders and strays:
+        raise UserError(
+            f"{name} holds images directly: each class needs a folder of its "
+            "own there, named like the class"
+        )
+    if not folders:
+        raise UserError(
+            f"{name} has no sub-folders: put the images of each class in a "
+            "folder of its own there, named like the class"
+        )
+    if strays:
+        logging.warning(
+            "%s: ignoring %d images beside the class folders", name, strays
+        )
+
+    images, labels = [], []
+    for label, folder in enumerate(folders):
+        # A link back to the root would bring in the other classes' images.
+        found = list(_images_below(folder.path, {os.path.realpath(root)}))
+        if not found:
+            raise UserError(
+                f"the class folder {printable(folder.path)} has no image "
+                f"({' '.join(IMAGE_EXTENSIONS)}): add some or remove the folder"
+            )
+        images += found
+        labels += [label] * len(found)
+    class_names = tuple(printable(folder.name) for folder in folders)
+    if len(class_names) == 1:
+        raise UserError(
+            f"{name} has only one class folder, {class_names[0]!r}, and "
+            "training needs two or more: give the folder that holds them all"
+        )
+    return _folder_source(root, name, images, labels, class_names)
+
+
+def image_folder(directory):
+    """Unlabeled images: a folder and everything below it.
+
+    Args:
+        directory: path of a tree of any shape; hidden files and folders and
+            links are treated as in `class_folders`.
+
+    Returns:
+        A `Source` without labels whose references are absolute paths.
+
+    Raises:
+        UserError: if the directory is missing, no directory or has no image.
+    """
+    root = _absolute_directory(directory)
+    name = printable(directory)
+    images = list(_images_below(root, set()))
+    if not images:
+        raise UserError(
+            f"{name} holds no image: put files that end in "
+            f"{' '.join(IMAGE_EXTENSIONS)} there, in any sub-folder"
+        )
+    return _folder_source(root, name, images, [NO_LABEL] * len(images), ())
+
+
+def _folder_source(root, name, images, labels, class_names):
+    """A source of image files, given as (path, size in bytes)."""
+    relative = ((path.removeprefix(root), size) for path, size in images)
+    return source_in_memory(
+        name=name,
+        class_names=class_names,
+        fingerprint=fingerprint_of(["folder", class_names, *relative]),
+        references=[path for path, _ in images],
+        labels=labels,
+        load=tf.io.read_file,
+        row_name=lambda row: printable(images[row][0]),
+    )
+
+
+def _absolute_directory(directory):
+    """Absolute path, in bytes, of a directory that exists."""
+    path = os.path.abspath(os.path.expanduser(os.fsencode(directory)))
+    if not os.path.isdir(path):
+        state = "is not a directory" if os.path.exists(path) else "is missing"
+        raise UserError(
+            f"{printable(directory)} {state}: give the path of a local folder "
+            "of images"
+        )
+    return path
+
+
+def _visible_entries(folder):
+    """Entries of a folder by the bytes of their names, hidden ones left out."""
+    try:
+        with os.scandir(folder) as entries:
+            # A link that leads nowhere, or to itself, does not exist.
+            visible = [
+                entry
+                for entry in entries
+                if not entry.name.startswith(b".")
+                and not (entry.is_symlink() and not os.path.exists(entry.path))
+            ]
+    except OSError as error:
+        raise UserError(
+            f"{printable(folder)} cannot be listed ({error.strerror}): make "
+            "it readable or move it away"
+        ) from error
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_image(entry):
+    extension = os.fsdecode(os.path.splitext(entry.name)[1])
+    return extension.lower() in IMAGE_EXTENSIONS and entry.is_file()
+
+
+def _images_below(folder, visited):
+    """Yields (path, size) of the images of a tree, in the order of the names.
+
+    Args:
+        folder: path in bytes.
+        visited: set of real paths not to enter; grows on the way.
+    """
+    real_path = os.path.realpath(folder)
+    if real_path in visited:
+        return
+    visited.add(real_path)
+    for entry in _visible_entries(folder):
+        if entry.is_dir():
+            yield from _images_below(entry.path, visited)
+        elif _is_image(entry):
+            yield entry.path, entry.stat().st_size

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where images come from: every kind of data set, seen as shards of bytes.
+
+A `Source` is what the rest of the project knows of a data set: encoded images
+in shards whose number, sizes and order never change, so that a pseudo-label
+written next to position (shard, row) still belongs to the same image months
+later. The embedded digits are the smallest example; `folder_sources.py` makes
+sources of image files, `tfrecord_source.py` of record files and
+`tfds_source.py` of what tensorflow-datasets has prepared. No source decodes,
+shuffles or repeats.
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from noisy_student.errors import UserError
+
+# The smaller a shard, the less work a stopped labeling phase does again
+# (assumption: 512 images are a few seconds on any accelerator).
+IMAGES_PER_SHARD = 512
+NO_LABEL = -1
+
+# Digits are dealt like cards, 18 at a time in the order (class, position), so
+# every class keeps its share, and 1797 images give exactly 500, 300 and 997.
+_DIGITS_ROUND = 18
+_DIGITS_TEST_TURNS = (1, 4, 7, 10, 13)
+_DIGITS_VALIDATION_TURNS = (2, 8, 14)
+_DIGITS_SPLITS = ("labeled", "unlabeled", "validation", "test")
+
+# Python fails on TensorFlow's message if it names a file that is not UTF-8.
+_READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A set of encoded images, cut in shards, in an order that never changes.
+
+    Attributes:
+        name: what a person calls it: "digits (test)", "photos/cats".
+        shard_sizes: number of examples in each shard, none of them 0.
+        class_names: name of class 0, 1, ...; `()` if images have no labels.
+        fingerprint: sha256 in hex. It changes with the files, their sizes and
+            order, the split and the classes, and with nothing else: neither
+            with the process nor with the place where the files lie.
+        open_shard: int or int64 scalar tensor, symbolic ones included ->
+            `tf.data.Dataset` of (reference, label): string scalar and int64
+            scalar, `NO_LABEL` if there is none, always in the same order.
+        load: reference -> string scalar, the encoded image. A file is read
+            only here, so dropping an example before `load` costs no read.
+        example_name: (shard, row) -> str for logs, one line, printable.
+    """
+
+    name: str
+    shard_sizes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    open_shard: Callable
+    load: Callable
+    example_name: Callable
+
+    @property
+    def num_examples(self):
+        return sum(self.shard_sizes)
+
+
+def digits(split, *, labels_per_class=5, seed=0):
+    """Scikit-learn's 1797 scans of handwritten digits: 8x8, gray, as PNG.
+
+    The partition into 500 test images, 300 validation images and a pool of
+    997 is fixed and balanced. `seed` decides which images of the pool have
+    labels; the labeled images of a smaller `labels_per_class` are a subset of
+    those of a larger one.
+
+    Args:
+        split: "labeled", "unlabeled" (the rest of the pool, labels hidden),
+            "validation" or "test".
+        labels_per_class: labeled images of each digit.
+        seed: int in `[0, 2**32)`, for the draw of the labeled images.
+
+    Returns:
+        A `Source`; classes "0" .. "9", or none if `split` is "unlabeled".
+
+    Raises:
+        UserError: if `split` is unknown or the pool has too few images.
+    """
+    from sklearn.datasets import load_digits
+
+    if split not in _DIGITS_SPLITS:
+        raise UserError(
+            f"digits has no split {printable(split)!r}: choose one of "
+            f"{', '.join(_DIGITS_SPLITS)}"
+        )
+    bunch = load_digits()
+    labels = bunch.target  # (1797,)
+    pixels = np.rint(bunch.images * 255 / 16).astype(np.uint8)  # (1797, 8, 8)
+
+    by_class = np.argsort(labels, kind="stable")
+    turn = np.arange(len(labels)) % _DIGITS_ROUND
+    test = np.isin(turn, _DIGITS_TEST_TURNS)
+    validation = np.isin(turn, _DIGITS_VALIDATION_TURNS)
+    pool = by_class[~test & ~validation]
+    most = np.bincount(labels[pool]).min()
+    if not 1 <= labels_per_class <= most:
+        raise UserError(
+            f"digits cannot give {labels_per_class} labeled images of each "
+            f"class: choose labels_per_class from 1 to {most}"
+        )
+    # RandomState, because NumPy promises that its stream never changes.
+    rng = np.random.RandomState(seed)
+    drawn = [rng.permutation(pool[labels[pool] == k]) for k in range(10)]
+    labeled = np.concatenate([images[:labels_per_class] for images in drawn])
+
+    rows = np.sort(
+        {
+            "labeled": labeled,
+            "unlabeled": np.setdiff1d(pool, labeled),
+            "validation": by_class[validation],
+            "test": by_class[test],
+        }[split]
+    )
+    hidden = split == "unlabeled"
+    row_labels = np.full(len(rows), NO_LABEL) if hidden else labels[rows]
+    encoded = [
+        tf.io.encode_png(pixels[row][:, :, np.newaxis]).numpy() for row in rows
+    ]
+    return source_in_memory(
+        name=f"digits ({split})",
+        class_names=() if hidden else tuple("0123456789"),
+        # The pixels and not the PNG bytes, which depend on the encoder.
+        fingerprint=fingerprint_of(
+            ["digits", split, pixels[rows].tobytes(), *row_labels.tolist()]
+        ),
+        references=encoded,
+        labels=row_labels,
+        load=tf.identity,
+        row_name=lambda row: f"digits image {rows[row]}",
+    )
+
+
+def check_same_classes(labeled, evaluation):
+    """Checks that label k means the same class in both sources.
+
+    Args:
+        labeled: the `Source` a model is trained on.
+        evaluation: the `Source` it is evaluated on.
+
+    Raises:
+        UserError: if the class names differ, or only their order does.
+    """
+    if labeled.class_names == evaluation.class_names:
+        return
+    missing = sorted(set(labeled.class_names) - set(evaluation.class_names))
+    extra = sorted(set(evaluation.class_names) - set(labeled.class_names))
+    differences = [
+        f"{verb} {', '.join(names[:3])}"
+        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for verb, names in (("lacks", missing), ("adds", extra))
+        if names
+    ]
+    raise UserError(
+        f"the classes of {evaluation.name} differ from those of "
+        f"{labeled.name}: it "
+        f"{' and '.join(differences) or 'has them in another order'}; give "
+        "both the same classes under the same names"
+    )
+
+
+def undecodable(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
+    """Finds the images that cannot be decoded, by decoding each once.
+
+    Args:
+        source: a `Source`.
+        decode: string scalar -> tensors, eagerly and in a graph; it fails
+            with a TensorFlow error if the bytes are no image.
+        num_parallel_calls: number of images decoded at a time.
+
+    Returns:
+        Dict of (shard, row) -> short reason, in order. A file that is gone
+        counts as undecodable; one that decodes at a second try does not.
+
+    Raises:
+        UserError: if a file that holds many images cannot be read to its end.
+    """
+
+    def examples(shard):
+        numbered = source.open_shard(shard).enumerate()
+        return numbered.map(lambda row, example: (shard, row, example[0]))
+
+    # ignore_errors surrounds the decoding alone: a record file that cannot be
+    # opened fails again at every attempt, and would be ignored for ever.
+    def decoded_positions(*examples):
+        batch = tf.data.Dataset.from_tensor_slices(examples)
+        # Two maps, because TensorFlow skips the decoding in a function that
+        # does not return the image.
+        images = batch.map(lambda s, r, ref: (s, r, decode(source.load(ref))))
+        return images.map(lambda s, r, image: (s, r)).ignore_errors()
+
+    parallel = {
+        "num_parallel_calls": num_parallel_calls,
+        "deterministic": False,
+    }
+    positions = (
+        tf.data.Dataset.range(len(source.shard_sizes))
+        .interleave(examples, **parallel)
+        .batch(16)
+        .interleave(decoded_positions, **parallel)
+        .batch(1024)
+    )
+    failed = [np.ones(size, bool) for size in source.shard_sizes]
+    try:
+        for shards, rows in positions.as_numpy_iterator():
+            for shard, row in zip(shards, rows, strict=True):
+                failed[shard][row] = False
+    except _READ_ERRORS as error:
+        raise UserError(
+            f"{source.name} cannot be read to its end "
+            f"({_reason(error)}): repair or replace the damaged file"
+        ) from error
+
+    reasons = {}
+    for shard in (shard for shard, rows in enumerate(failed) if rows.any()):
+        for row, (reference, _) in enumerate(source.open_shard(shard)):
+            if failed[shard][row]:
+                try:
+                    decode(source.load(reference))
+                except _READ_ERRORS as error:
+                    reasons[shard, row] = _reason(error)
+    return reasons
+
+
+def source_in_memory(*, references, labels, row_name, **fields):
+    """A source made of a list of references, cut in shards of equal size."""
+    size = IMAGES_PER_SHARD
+    count = len(references)
+    references = tf.constant(references, tf.string)  # (count,)
+    labels = tf.constant(labels, tf.int64)  # (count,)
+
+    def open_shard(shard):
+        start = tf.cast(shard, tf.int64) * size
+        rows = slice(start, start + size)
+        return tf.data.Dataset.from_tensor_slices(
+            (references[rows], labels[rows])
+        )
+
+    return Source(
+        shard_sizes=tuple(
+            min(size, count - start) for start in range(0, count, size)
+        ),
+        open_shard=open_shard,
+        example_name=lambda shard, row: row_name(shard * size + row),
+        **fields,
+    )
+
+
+def fingerprint_of(items):
+    """Sha256, in hex, of str, bytes, int and tuples of them, in order."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(ascii(item).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def printable(name):
+    """File name, str or bytes of any kind, as one line of valid Unicode."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def _reason(error):
+    """What TensorFlow says of an error, on one line, without the frame."""
+    undecoded = isinstance(error, UnicodeDecodeError)
+    message = printable(error.object) if undecoded else error.message
+    if isinstance(error, tf.errors.NotFoundError) or "No such file" in message:
+        return "no such file"
+    line = message.partition("\n")[0]
+    line = re.sub(r"^{{.*?}} |\s*\[Op:.*", "", line)
+    return line if len(line) <= 200 else line[:199] + "…"

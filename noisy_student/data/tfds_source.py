@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources prepared by tensorflow-datasets, read straight from their files.
+
+`tfds.load` interleaves files, so the place of an example depends on how it is
+read. Here the order is plain: file by file, record by record, as written. The
+library finds the files, cuts splits and parses records, and the network is
+touched only on request.
+"""
+
+import os
+import re
+
+import tensorflow as tf
+
+from noisy_student.data.sources import NO_LABEL
+from noisy_student.data.sources import printable
+from noisy_student.data.tfrecord_source import checked_label
+from noisy_student.data.tfrecord_source import record_source
+from noisy_student.errors import UserError
+
+
+def tfds_split(name, split, *, labeled, data_dir=None, download=False):
+    """A split of a data set that tensorflow-datasets has prepared.
+
+    Args:
+        name: as for `tfds.builder`: "cifar10", "imagenet_v2/matched-frequency",
+            "my_data:1.0.0". The files alone are enough, without the code.
+        split: as for `tfds.load`: "train", "train[:10%]", "train[10%:]+test".
+        labeled: whether to read the labels.
+        data_dir: folder of prepared data sets; tfds's own default if `None`.
+        download: whether to download and prepare what is missing. Nothing
+            touches the network otherwise.
+
+    Returns:
+        A `Source` with one shard per file that the split touches. Reading a
+        labeled example that has no label fails with
+        `tf.errors.InvalidArgumentError`.
+
+    Raises:
+        UserError: if the data set or the split is unknown, not prepared or
+            empty, has no image or no label, or is not stored as TFRecord.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _prepared_builder(name, data_dir, download)
+    info = builder.info
+    if info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise UserError(
+            f"{name} is stored as {info.file_format.value}, and only tfrecord "
+            "can be read: prepare it again with file_format='tfrecord'"
+        )
+    try:
+        instructions = info.splits[split].file_instructions
+    except Exception as error:
+        raise UserError(
+            f"{name} has no split {split!r}: choose from "
+            f"{', '.join(info.splits)}, or parts and sums of these such as "
+            "'train[:10%]+test'"
+        ) from error
+    if not instructions:
+        raise UserError(
+            f"the split {split!r} of {name} is empty: choose a larger part"
+        )
+
+    image_key = _feature_key(name, info, "image", tfds.features.Image)
+    keys = [image_key]
+    class_names = ()
+    if labeled:
+        label_key = _feature_key(name, info, "label", tfds.features.ClassLabel)
+        keys.append(label_key)
+        class_names = tuple(info.features[label_key].names)
+    # Only what is asked for is parsed; the image stays encoded.
+    features = tfds.features.FeaturesDict({k: info.features[k] for k in keys})
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+
+    def parse(record):
+        example = features.deserialize_example(record, decoders=decoders)
+        if not labeled:
+            return example[image_key], tf.constant(NO_LABEL, tf.int64)
+        label = checked_label(
+            tf.cast(example[label_key], tf.int64),
+            class_names,
+            f"the split {split!r} of {name} has images without a label",
+        )
+        return example[image_key], label
+
+    return record_source(
+        name=f"{name}/{split}",
+        class_names=class_names,
+        about=("tfds", info.full_name, keys),
+        slices=[(i.filename, i.skip, i.take) for i in instructions],
+        parse=parse,
+    )
+
+
+def _prepared_builder(name, data_dir, download):
+    """The builder of a data set that is prepared; made so if asked."""
+    import tensorflow_datasets as tfds
+
+    if re.match(r"[\w-]+:[A-Za-z_]", name):
+        # Looking such a name up would ask the network.
+        raise UserError(
+            f"{name} is a data set of a community: prepare it with "
+            "tensorflow-datasets, then give its name without the prefix, and "
+            "--data_dir=DIR"
+        )
+    if data_dir is not None and "://" not in os.fspath(data_dir):
+        data_dir = os.path.abspath(os.path.expanduser(data_dir))
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
+        guess = re.search(r"Did you mean: .* -> (\S+)", str(error))
+        hint = f" (did you mean {guess[1]}?)" if guess else ""
+        raise UserError(
+            f"tensorflow-datasets knows no data set {name!r}{hint} and "
+            f"{data_dir or 'its data directory'} holds no prepared one: "
+            "choose one of tfds.list_builders(), or give --data_dir=DIR"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"tensorflow-datasets cannot open {name!r}: {_one_line(error)}"
+        ) from error
+    if download:
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise UserError(
+                f"tensorflow-datasets could not prepare {name}: "
+                f"{_one_line(error)}"
+            ) from error
+    if not builder.info.splits:
+        raise UserError(
+            f"{name} is not prepared in {printable(builder.data_path)}: add "
+            "--download to fetch and prepare it, or --data_dir=DIR if it lies "
+            "elsewhere"
+        )
+    return builder
+
+
+def _feature_key(name, info, preferred, kind):
+    """Key of the only feature of a kind, or of the one of the usual name."""
+    keys = sorted(k for k, f in info.features.items() if isinstance(f, kind))
+    if preferred in keys:
+        return preferred
+    if len(keys) != 1:
+        found = f"several ({', '.join(keys)})" if keys else "none"
+        raise UserError(
+            f"{name} should have one {kind.__name__} feature, or one called "
+            f"{preferred!r}, but has {found}: choose another data set"
+        )
+    return keys[0]
+
+
+def _one_line(error):
+    """The message of an exception of tfds, on one line that is not endless."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else text[:499] + "…"

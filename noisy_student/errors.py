@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception that means "the user can mend this".
+
+Every module may raise it; `main.py` prints it as one sentence, without a
+traceback, and exits with code 2. Anything else that escapes is a bug.
+"""
+
+
+class UserError(Exception):
+    """A mistake in flags, data or files, told in one sentence with the way out."""

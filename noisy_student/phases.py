@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noisy Student Training, phase by phase.
+
+    teach      train a teacher on labeled images
+    label      teacher, un-noised, predicts every unlabeled image; filter and
+               balance the classes
+    distill    train an equal or larger student, noised, on both together
+    iterate    repeat: the student becomes the teacher
+
+Each phase leaves its result in the workdir and finds there what the one
+before left, so each works by itself, and a phase that is done is not done
+again.
+"""
+
+import json
+import time
+
+import keras
+import numpy as np
+
+from noisy_student import assembly
+from noisy_student.assembly import open_run
+from noisy_student.command_line import write_run_flags
+from noisy_student.data import preprocessing
+from noisy_student.data import sources
+from noisy_student.errors import UserError
+from noisy_student.evaluation.accuracy import Accuracy
+from noisy_student.files import write_json
+from noisy_student.pseudo_labels import predict
+from noisy_student.pseudo_labels import selection
+from noisy_student.reporting import console
+from noisy_student.training import trainer
+from noisy_student.training.checkpointing import Checkpoints
+
+
+def run_mode(config):
+    """Do what `--mode` says.
+
+    Args:
+        config: A `Config`.
+    """
+    modes = {
+        "iterate": iterate,
+        "teach": teach,
+        "label": label,
+        "select": select,
+        "distill": distill,
+        "evaluate": evaluate,
+    }
+    run = open_run(config)
+    print(console.data_summary(run.labeled, run.unlabeled, run.evaluation))
+    modes[config.mode](run)
+
+
+def iterate(run):
+    """Teach, then label and distill for each student; end with a table."""
+    if run.last_iteration:
+        _check_unlabeled(run)
+    teach(run)
+    for iteration in range(1, run.last_iteration + 1):
+        label(run, iteration)
+        distill(run, iteration)
+    print(console.results_table(run.workdir.results()))
+
+
+def teach(run):
+    """Train the teacher on the labeled images."""
+    _train(run, 0)
+
+
+def label(run, iteration=None):
+    """Let the teacher label every unlabeled image, then filter and balance."""
+    _check_unlabeled(run)
+    iteration = _choose(run, iteration, "label")
+    teacher = iteration - 1
+    if not run.workdir.has_model(teacher):
+        _raise_missing(run, f"no model {teacher} to label with", teacher)
+    _begin(run)
+    labels = run.label_store(iteration)
+    labels.begin(
+        {
+            "source": {
+                "name": run.unlabeled.name,
+                "fingerprint": run.unlabeled.fingerprint,
+                "shard_sizes": list(run.unlabeled.shard_sizes),
+            },
+            "teacher": {
+                "iteration": teacher,
+                "variant": run.config.variant_of(teacher),
+                "sha256": run.workdir.model_hash(teacher),
+            },
+            "classes": list(run.labeled.class_names),
+            "crop": run.config.crop,
+        }
+    )
+    missing = labels.missing_shards()
+    print(f"Label {iteration}: {run.unlabeled.num_examples} images")
+    if missing:
+        print(
+            f"  {len(missing)} of {len(run.unlabeled.shard_sizes)} shards left"
+        )
+    started = time.monotonic()
+    for shard, probs, _ in _predict(run, teacher, run.unlabeled, missing):
+        labels.write_probs(shard, probs)
+    if labels.read_selection() is None:
+        select(run, iteration)
+        run.workdir.append_result(
+            {
+                "phase": "label",
+                "iteration": iteration,
+                "variant": run.config.variant_of(teacher),
+                "num_examples": run.unlabeled.num_examples,
+                "num_kept": labels.read_selection()["num_kept"],
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        )
+    else:
+        print("  all labeled and selected already")
+
+
+def select(run, iteration=None):
+    """Filter by confidence and balance the classes, from the stored labels."""
+    _check_unlabeled(run)
+    iteration = _choose(run, iteration, "select")
+    labels = run.label_store(iteration)
+    if labels.missing_shards():
+        raise UserError(
+            f"The labels of iteration {iteration} are not complete in "
+            f"{run.workdir}: make them with "
+            f"{_command(run, 'label')}."
+        )
+    config = run.config
+    confidence, predicted_class = labels.confidences()
+    rows = {
+        "num_classes": run.num_classes,
+        "threshold": config.confidence_threshold,
+    }
+    images_per_class = None
+    if config.balance:
+        images_per_class = (
+            config.images_per_class
+            or selection.average_per_class(confidence, predicted_class, **rows)
+        )
+    copies = selection.select(
+        confidence,
+        predicted_class,
+        **rows,
+        images_per_class=images_per_class,
+        seed=run.seed(iteration, 3),
+    )
+    summary = console.selection_summary(
+        confidence,
+        predicted_class,
+        copies,
+        threshold=config.confidence_threshold,
+        images_per_class=images_per_class,
+        class_names=run.labeled.class_names,
+    )
+    labels.write_copies(copies, summary)
+    print(console.selection_text(summary))
+
+
+def distill(run, iteration=None):
+    """Train the next student, noised, on labeled + pseudo-labeled images."""
+    _check_unlabeled(run)
+    iteration = _choose(run, iteration, "distill")
+    _train(run, iteration)
+
+
+def evaluate(run, iteration=None):
+    """Top-1 and top-5 of the newest model on every evaluation image."""
+    if run.evaluation is None:
+        raise UserError(
+            "No evaluation images: give --eval_dir=DIR, --eval_split=SPLIT or "
+            "--eval_tfrecords=GLOB."
+        )
+    if iteration is None:
+        iteration = run.config.iteration
+    if iteration is None:
+        iteration = run.workdir.newest_model() or 0
+    if not run.workdir.has_model(iteration):
+        _raise_missing(run, f"no model {iteration} to evaluate", iteration)
+    started = time.monotonic()
+    record = {
+        "phase": "evaluate",
+        "iteration": iteration,
+        "variant": run.config.variant_of(iteration),
+        **_accuracy(run, iteration),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    run.workdir.append_result(record)
+    print(
+        f"{console.role(iteration).capitalize()} ({record['variant']}) on all "
+        f"{record['num_examples']} images of {run.evaluation.name}: "
+        f"top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%}"
+    )
+
+
+def _train(run, iteration):
+    """Teacher and student are trained alike; their batches differ."""
+    config, workdir = run.config, run.workdir
+    phase = "distill" if iteration else "teach"
+    role = console.role(iteration)
+    if workdir.find_result(phase, iteration) and workdir.has_model(iteration):
+        print(f"The {role} is trained already: {workdir.model(iteration)}")
+        return
+    labels = run.label_store(iteration) if iteration else None
+    if iteration and labels.read_selection() is None:
+        _raise_missing_labels(run, iteration)
+    if iteration and not labels.num_selected():
+        raise UserError(
+            f"No unlabeled image passed --confidence_threshold="
+            f"{config.confidence_threshold} (see {labels.selection_path}): "
+            "lower it, or train a better teacher."
+        )
+    _begin(run)
+    started = time.monotonic()
+    skipped = _skipped(run)
+    num_labeled = run.labeled.num_examples - len(skipped)
+    steps = assembly.num_steps(config, num_labeled)
+    variant = config.variant_of(iteration)
+    print(
+        console.training_summary(
+            role=role,
+            variant=variant,
+            image_size=run.image_size(variant),
+            steps=steps,
+            batch_size=config.batch_size,
+            num_labeled=num_labeled,
+            unlabeled_batch_size=run.unlabeled_batch_size if iteration else 0,
+            num_unlabeled=labels.num_selected() if iteration else 0,
+            num_replicas=run.num_replicas,
+        )
+    )
+    directory = workdir.iteration(iteration)
+    if not workdir.has_model(iteration):
+        keras.backend.clear_session()
+        model = assembly.make_trainable(
+            run,
+            variant,
+            num_labeled=num_labeled,
+            mixed=iteration > 0,
+            seed=run.seed(iteration, 0),
+        )
+        trainer.fit(
+            model,
+            assembly.make_batches(run, iteration, skipped),
+            steps=steps,
+            checkpoints=Checkpoints(directory / "checkpoints"),
+            checkpoint_minutes=config.checkpoint_minutes,
+            metrics_path=directory / "metrics.jsonl",
+        )
+        model.load_averages_into(model.network)
+        workdir.save_model(model.network, iteration)
+    record = {
+        "phase": phase,
+        "iteration": iteration,
+        "variant": variant,
+        **_accuracy(run, iteration),
+        "steps": steps,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    workdir.append_result(record)
+    if record["top1"] is not None:
+        print(
+            f"  {role}: top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%} "
+            f"on {record['num_examples']} images"
+        )
+
+
+def _accuracy(run, iteration):
+    """Evaluate the saved model of an iteration."""
+    accuracy = Accuracy()
+    if run.evaluation is not None:
+        shards = range(len(run.evaluation.shard_sizes))
+        predictions = _predict(run, iteration, run.evaluation, shards)
+        for _, probs, true_labels in predictions:
+            accuracy.update(probs, true_labels)
+    return accuracy.result()
+
+
+def _predict(run, iteration, source, shards):
+    """Yield (shard, probs, labels) of a saved model, un-noised."""
+    if not shards:
+        return
+    config = run.config
+    keras.backend.clear_session()
+    with run.strategy.scope():
+        network = keras.saving.load_model(
+            run.workdir.model(iteration), compile=False
+        )
+        predictor = predict.make_predictor(network)
+    for count, shard in enumerate(shards, start=1):
+        probs, true_labels = predict.predict_shard(
+            predictor,
+            source,
+            shard,
+            num_classes=run.num_classes,
+            image_size=run.image_size(config.variant_of(iteration)),
+            crop=config.crop,
+            batch_size=config.eval_batch_size,
+        )
+        for row in np.flatnonzero(np.isnan(probs).any(axis=1)):
+            console.warn_skipped(source.example_name(shard, int(row)))
+        yield shard, probs, true_labels
+        if len(shards) >= 10 and count % (len(shards) // 10) == 0:
+            print(f"  {count} of {len(shards)} shards", flush=True)
+
+
+def _skipped(run):
+    """Pairs (shard, row) of the labeled images that cannot be decoded.
+
+    Each is decoded once, less work than one epoch; the answer is kept beside
+    the run.
+    """
+    path = run.workdir.path / "skipped_labeled.json"
+    fingerprint = run.labeled.fingerprint
+    if path.exists():
+        known = json.loads(path.read_text())
+        if known["fingerprint"] == fingerprint:
+            return [(item["shard"], item["row"]) for item in known["skipped"]]
+    found = sources.undecodable(run.labeled, preprocessing.decode)
+    skipped = [
+        {
+            "shard": shard,
+            "row": row,
+            "name": run.labeled.example_name(shard, row),
+            "reason": reason,
+        }
+        for (shard, row), reason in sorted(found.items())
+    ]
+    for item in skipped:
+        console.warn_skipped(item["name"], item["reason"])
+    if len(skipped) == run.labeled.num_examples:
+        raise UserError(
+            f"None of the {len(skipped)} labeled images of {run.labeled.name} "
+            f"can be decoded; the first is {skipped[0]['name']}."
+        )
+    write_json(path, {"fingerprint": fingerprint, "skipped": skipped})
+    return [(item["shard"], item["row"]) for item in skipped]
+
+
+def _begin(run):
+    """Record the settings, when a phase has all that it needs."""
+    workdir = run.workdir
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    workdir.write_flags(write_run_flags(run.config, workdir.path / "run.flags"))
+
+
+def _choose(run, iteration, mode):
+    """The iteration that a mode means: asked for, or the next to do."""
+    if iteration is None:
+        iteration = run.config.iteration
+    if iteration is None:
+        newest = run.workdir.newest_model()
+        iteration = 1 if newest is None else newest + 1
+        if iteration > run.last_iteration > 0:
+            iteration = run.last_iteration
+    if not 1 <= iteration <= run.last_iteration:
+        raise UserError(
+            f"There is no student {iteration} to {mode} for: --students="
+            f"{run.config.students or ''} has {run.last_iteration}."
+        )
+    return iteration
+
+
+def _check_unlabeled(run):
+    if run.unlabeled is None:
+        raise UserError(
+            "No unlabeled images: give --unlabeled_dir=DIR, "
+            "--unlabeled_split=SPLIT or --unlabeled_tfrecords=GLOB."
+        )
+
+
+def _raise_missing(run, what, iteration):
+    mode = "distill" if iteration else "teach"
+    raise UserError(
+        f"There is {what} in {run.workdir}: make it with {_command(run, mode)}."
+    )
+
+
+def _raise_missing_labels(run, iteration):
+    teacher = iteration - 1
+    if not run.workdir.has_model(teacher):
+        _raise_missing(run, f"no model {teacher} to learn from", teacher)
+    raise UserError(
+        f"There are no pseudo-labels for student {iteration} in {run.workdir}: "
+        f"make them with {_command(run, 'label')}."
+    )
+
+
+def _command(run, mode):
+    return f"python main.py --mode={mode} --workdir={run.workdir}"

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says on the terminal: plain text made of plain values."""
+
+import numpy as np
+from absl import logging
+
+# More names than this would bury what matters; the files hold them all.
+NAMES_SHOWN = 10
+
+
+def role(iteration):
+    """What the model of an iteration is to the run."""
+    return f"student {iteration}" if iteration else "teacher"
+
+
+def data_summary(labeled, unlabeled, evaluation):
+    """How many images there are, of what.
+
+    Args:
+        labeled: `Source`.
+        unlabeled: `Source` or None.
+        evaluation: `Source` or None.
+
+    Returns:
+        A few lines of text.
+    """
+    names = labeled.class_names
+    shown = ", ".join(names[:NAMES_SHOWN])
+    if len(names) > NAMES_SHOWN:
+        shown += ", ..."
+    lines = ["Data", f"  {'classes':<12}{len(names):>9}  {shown}"]
+    roles = {
+        "labeled": labeled,
+        "unlabeled": unlabeled,
+        "evaluation": evaluation,
+    }
+    for name, source in roles.items():
+        count = source.num_examples if source else 0
+        text = f"{source.name}" if source else "none given"
+        lines.append(f"  {name:<12}{count:>9}  {text}")
+    return "\n".join(lines)
+
+
+def training_summary(
+    *,
+    role,
+    variant,
+    image_size,
+    steps,
+    batch_size,
+    num_labeled,
+    unlabeled_batch_size,
+    num_unlabeled,
+    num_replicas,
+):
+    """What an epoch is, and how often each image is seen.
+
+    Args:
+        role: Of `role`.
+        variant: Name of the network.
+        image_size: Pixels.
+        steps: Training steps in all.
+        batch_size: B, global.
+        num_labeled: Labeled images.
+        unlabeled_batch_size: U, global; 0 for a teacher.
+        num_unlabeled: Pseudo-labeled images in a pass, duplicates counted.
+        num_replicas: Devices.
+
+    Returns:
+        A few lines of text.
+    """
+    steps_per_epoch = num_labeled / batch_size
+    devices = f" on {num_replicas} devices" if num_replicas > 1 else ""
+    batch = f"{batch_size} labeled"
+    if unlabeled_batch_size:
+        batch += f" + {unlabeled_batch_size} pseudo-labeled"
+    lines = [
+        f"{role.capitalize()}: EfficientNet-{variant.upper()} at {image_size} "
+        f"pixels{devices}",
+        f"  {steps} steps of {batch} images",
+        f"  an epoch is one pass over the {num_labeled} labeled images: "
+        f"{_amount(steps_per_epoch)} steps; the run has "
+        f"{_amount(steps / steps_per_epoch)}",
+    ]
+    if unlabeled_batch_size:
+        passes = steps_per_epoch * unlabeled_batch_size / num_unlabeled
+        total = steps * unlabeled_batch_size / num_unlabeled
+        lines.append(
+            f"  each epoch makes {_amount(passes)} passes over the "
+            f"{num_unlabeled} pseudo-labeled images: {_amount(total)} in all"
+        )
+    return "\n".join(lines)
+
+
+def selection_summary(
+    confidence,
+    predicted_class,
+    copies,
+    *,
+    threshold,
+    images_per_class,
+    class_names,
+):
+    """The content of `selection.json`.
+
+    Args:
+        confidence: float `(N,)`.
+        predicted_class: integer `(N,)`.
+        copies: uint32 `(N,)` of `selection.select`.
+        threshold: Confidence that was needed.
+        images_per_class: K, or None without balancing.
+        class_names: Tuple of C names.
+
+    Returns:
+        Dict.
+    """
+    num_classes = len(class_names)
+
+    def count(rows, weights=None):
+        counts = np.bincount(
+            predicted_class[rows],
+            None if weights is None else weights[rows],
+            minlength=num_classes,
+        )
+        return [int(n) for n in counts]
+
+    labeled = ~np.isnan(confidence)
+    passed = np.zeros(len(confidence), bool)
+    passed[labeled] = confidence[labeled] > threshold
+    return {
+        "confidence_threshold": threshold,
+        "images_per_class": images_per_class,
+        "num_images": len(confidence),
+        "num_undecodable": int((~labeled).sum()),
+        "num_above_threshold": int(passed.sum()),
+        "num_kept": int((copies > 0).sum()),
+        "num_selected": int(copies.sum(dtype=np.int64)),
+        "class_names": list(class_names),
+        "above_threshold_per_class": count(passed),
+        "kept_per_class": count(copies > 0),
+        "selected_per_class": count(copies > 0, copies),
+    }
+
+
+def selection_text(summary):
+    """A selection in a few lines.
+
+    Args:
+        summary: Of `selection_summary`.
+
+    Returns:
+        Text.
+    """
+    threshold = summary["confidence_threshold"]
+    lines = [
+        f"  {summary['num_above_threshold']} of {summary['num_images']} images "
+        f"have a confidence above {threshold}",
+    ]
+    per_class = summary["images_per_class"]
+    if per_class is not None:
+        above = [n for n in summary["above_threshold_per_class"]]
+        lines.append(
+            f"  balanced to {per_class} a class (they had {min(above)} to "
+            f"{max(above)}): {summary['num_kept']} different images, "
+            f"{summary['num_selected']} with duplicates"
+        )
+    empty = [
+        name
+        for name, count in zip(
+            summary["class_names"], summary["kept_per_class"], strict=True
+        )
+        if not count
+    ]
+    if empty:
+        shown = ", ".join(empty[:NAMES_SHOWN])
+        more = ", ..." if len(empty) > NAMES_SHOWN else ""
+        lines.append(
+            f"  warning: no image was kept for {len(empty)} classes: "
+            f"{shown}{more}"
+        )
+    return "\n".join(lines)
+
+
+def results_table(records):
+    """The models of a run, a line each.
+
+    Args:
+        records: Of `results.json`.
+
+    Returns:
+        Text.
+    """
+    rows = [("model", "network", "top-1", "top-5", "steps", "seconds")]
+    for record in records:
+        if record["phase"] in ("teach", "distill"):
+            rows.append(
+                (
+                    role(record["iteration"]),
+                    record["variant"],
+                    _percent(record["top1"]),
+                    _percent(record["top5"]),
+                    str(record["steps"]),
+                    f"{record['seconds']:.0f}",
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+        cells += [
+            cell.rjust(width)
+            for cell, width in zip(row[2:], widths[2:], strict=True)
+        ]
+        lines.append("  ".join(cells))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n" + "\n".join(lines)
+
+
+def warn_skipped(name, reason="it cannot be decoded"):
+    """Name an image that is left out."""
+    logging.warning("Skipping %s: %s", name, reason)
+
+
+def _percent(value):
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _amount(value):
+    """A number with as many digits as help."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

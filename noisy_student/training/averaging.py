@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exponential moving average of the weights, which does the predicting.
+
+Keras's own `use_ema` averages the trainable weights alone and starts at full
+decay. The official code also averages BatchNormalization's moving statistics,
+and warms up: without that, an average with decay 0.9999 still remembers the
+random initialization after ten thousand steps.
+"""
+
+import keras
+from keras import ops
+
+
+def ema_decay_at(num_updates, decay):
+    """Decay of the average at an update.
+
+    Args:
+        num_updates: n, the number of this update: 1 after the first training
+            step, as the official code counts.
+        decay: d, the limit.
+
+    Returns:
+        float32 `min(d, (1 + n) / (10 + n))`.
+
+    Reference: `tf.train.ExponentialMovingAverage(num_updates=global_step)` in
+    noisystudent/main.py.
+    """
+    n = ops.cast(num_updates, "float32")
+    return ops.minimum(decay, (1 + n) / (10 + n))
+
+
+class AveragedModel(keras.Model):
+    """A network in training, beside the moving average of all its weights.
+
+    `fit` trains the network; after each optimizer step the average moves.
+    The average is part of this model's variables, so that a checkpoint of the
+    model holds it.
+
+    Args:
+        network: The `keras.Model` to train, built.
+        ema_decay: Limit of the decay, in `[0, 1)`; 0 makes the average follow
+            the weights exactly.
+        **kwargs: Of `keras.Model`.
+    """
+
+    def __init__(self, network, ema_decay=0.9999, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+        self.ema_decay = ema_decay
+        # All replicas hold the same weights: taking the first one's average
+        # spares an all-reduce per variable and step.
+        self.averages = [
+            self.add_weight(
+                shape=weight.shape,
+                dtype=weight.dtype,
+                initializer="zeros",
+                trainable=False,
+                aggregation="only_first_replica",
+                name="average",
+            )
+            for weight in network.weights
+        ]
+        self.num_updates = self.add_weight(
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="num_updates",
+        )
+        # The average starts at the weights (official: initialized_value()).
+        for average, weight in zip(self.averages, network.weights, strict=True):
+            average.assign(weight)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        self._update_averages()
+        return logs
+
+    def _update_averages(self):
+        self.num_updates.assign_add(1)
+        rate = 1.0 - ema_decay_at(self.num_updates, self.ema_decay)
+        for average, weight in zip(
+            self.averages, self.network.weights, strict=True
+        ):
+            difference = ops.cast(weight, average.dtype) - average
+            average.assign(average + ops.cast(rate, average.dtype) * difference)
+
+    def load_averages_into(self, network):
+        """Copy the averages into a network of the same architecture.
+
+        Args:
+            network: A `keras.Model` whose `weights` match, or the trained
+                network itself when training is over.
+        """
+        for average, weight in zip(self.averages, network.weights, strict=True):
+            weight.assign(average)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices train: one CPU, one GPU, several, or a TPU.
+
+TensorFlow's distribution API; under `KERAS_BACKEND=jax` the phases would use
+`keras.distribution` in its place.
+"""
+
+import os
+
+import tensorflow as tf
+
+from noisy_student.errors import UserError
+
+CHOICES = ("auto", "cpu", "gpu", "mirrored", "tpu")
+
+
+def make_strategy(name="auto", cpu_devices=1):
+    """Find the devices that a run shall use.
+
+    Args:
+        name: One of `CHOICES`. `auto` takes a TPU if the machine has one, all
+            GPUs if it has several, its GPU, or the CPU.
+        cpu_devices: How many devices the CPU is split into; more than one
+            is for trying `mirrored` without GPUs.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        UserError: If the machine lacks what `name` asks for.
+    """
+    _configure_cpu(cpu_devices)
+    gpus = tf.config.list_physical_devices("GPU")
+    if name == "auto":
+        if _has_tpu():
+            name = "tpu"
+        elif gpus:
+            name = "gpu" if len(gpus) == 1 else "mirrored"
+        else:
+            name = "cpu"
+    if name == "cpu":
+        _show_gpus([])
+        return tf.distribute.get_strategy()
+    if name == "gpu":
+        if not gpus:
+            raise UserError(
+                "--distribution=gpu, but TensorFlow sees no GPU: install "
+                "tensorflow[and-cuda] and a driver, or use --distribution=cpu."
+            )
+        _show_gpus(gpus[:1])
+        return tf.distribute.get_strategy()
+    if name == "mirrored":
+        kind = "GPU" if gpus else "CPU"
+        devices = tf.config.list_logical_devices(kind)
+        return tf.distribute.MirroredStrategy([d.name for d in devices])
+    if name == "tpu":
+        return _tpu_strategy()
+    raise UserError(
+        f"--distribution must be one of {', '.join(CHOICES)}, not {name!r}."
+    )
+
+
+def uses_xla(strategy):
+    """Whether Keras shall compile the step with XLA on these devices.
+
+    On CPU it makes EfficientNet-B0 six times slower, and Keras cannot compile
+    a step for several GPUs; TPUs always compile, by themselves.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Returns:
+        True on a single GPU.
+    """
+    return strategy is tf.distribute.get_strategy() and bool(
+        tf.config.list_logical_devices("GPU")
+    )
+
+
+def check_divisible(num_replicas, **batch_sizes):
+    """Refuse global batches that the replicas cannot share evenly.
+
+    Args:
+        num_replicas: R.
+        **batch_sizes: Global batch sizes by the name to show; zeros pass.
+
+    Raises:
+        UserError: Naming the batch and the nearest sizes that work.
+    """
+    for name, size in batch_sizes.items():
+        if size % num_replicas:
+            lower = size // num_replicas * num_replicas
+            nearest = [n for n in (lower, lower + num_replicas) if n]
+            raise UserError(
+                f"The {name} batch of {size} images does not divide among "
+                f"{num_replicas} devices: make it "
+                f"{' or '.join(map(str, nearest))}."
+            )
+
+
+def _configure_cpu(num_devices):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu) or [None]
+    if num_devices <= 1 or len(configured) == num_devices:
+        return
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"--cpu_devices={num_devices} comes too late: TensorFlow already "
+            f"runs with {len(configured)} in this process."
+        ) from error
+
+
+def _show_gpus(gpus):
+    """Hide the other GPUs, so that TensorFlow neither uses nor fills them."""
+    if tf.config.get_visible_devices("GPU") != gpus:
+        tf.config.set_visible_devices(gpus, "GPU")
+
+
+def _has_tpu():
+    return bool(os.environ.get("TPU_NAME")) or os.path.exists("/dev/accel0")
+
+
+def _tpu_strategy():
+    # "local" is the TPU of the machine itself (a TPU VM, Colab's TPU runtime).
+    address = os.environ.get("TPU_NAME", "local")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except Exception as error:  # TensorFlow raises many kinds here
+        raise UserError(
+            f"--distribution=tpu, but no TPU answers at {address!r} "
+            f"({str(error).splitlines()[0][:120]}): on a TPU VM install "
+            "tensorflow-tpu instead of tensorflow, see docs/tpu.md."
+        ) from error

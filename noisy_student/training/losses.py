@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one loss, over a batch of labeled and pseudo-labeled images together.
+
+A batch holds the labeled rows first (on every replica), then the
+pseudo-labeled ones. The official code adds the mean loss of the labeled
+images and `unlabeled_ratio` times the mean loss of the unlabeled ones; with
+exactly `unlabeled_ratio` unlabeled images for each labeled one that is the sum
+over all rows divided by the number of *labeled* ones.
+"""
+
+import keras
+from keras import ops
+
+
+def cross_entropy(targets, logits):
+    """Cross-entropy of each row.
+
+    Args:
+        targets: float `(N, C)`, each row a distribution.
+        logits: float `(N, C)`.
+
+    Returns:
+        float32 `(N,)`.
+    """
+    logits = ops.cast(logits, "float32")
+    targets = ops.cast(targets, "float32")
+    log_probs = ops.log_softmax(logits, axis=-1)
+    return -ops.sum(targets * log_probs, axis=-1)
+
+
+def mixed_cross_entropy(num_labeled, unlabeled_ratio):
+    """Build the loss of a mixed batch.
+
+    Args:
+        num_labeled: B, how many rows of a (per-replica) batch are labeled;
+            they come first.
+        unlabeled_ratio: Weight of the unlabeled mean beside the labeled mean.
+            0 when the batch holds labeled images alone.
+
+    Returns:
+        Function `(targets (B + U, C), logits (B + U, C)) -> float32 (B + U,)`
+        whose mean is `labeled mean + unlabeled_ratio * unlabeled mean`, the
+        form that Keras reduces correctly on any number of replicas.
+
+    Reference: noisystudent/main.py, `data_loss`. The paper's algorithm 1 adds
+    both means without the ratio, its text averages over all images; see
+    docs/design.md.
+    """
+
+    def loss(targets, logits):
+        rows = cross_entropy(targets, logits)  # (B + U,)
+        num_rows = rows.shape[0] if rows.shape[0] else ops.shape(rows)[0]
+        num_rows = ops.cast(num_rows, "float32")
+        labeled_weight = num_rows / num_labeled
+        labeled = rows[:num_labeled] * labeled_weight
+        if not unlabeled_ratio:
+            return labeled
+        num_unlabeled = num_rows - num_labeled
+        unlabeled_weight = unlabeled_ratio * num_rows / num_unlabeled
+        unlabeled = rows[num_labeled:] * unlabeled_weight
+        return ops.concatenate([labeled, unlabeled])
+
+    loss.__name__ = "loss"
+    return loss
+
+
+def mixed_metrics(num_labeled, mixed):
+    """What to watch: both parts of the loss apart, and how often each agrees.
+
+    Args:
+        num_labeled: B, as in `mixed_cross_entropy`.
+        mixed: Whether the batches hold pseudo-labeled rows.
+
+    Returns:
+        List of `keras.metrics.Metric`: `labeled_loss`, `labeled_accuracy`, and
+        when `mixed` `unlabeled_loss` and `unlabeled_agreement` (how often the
+        noised student's top class is the teacher's).
+    """
+    labeled = slice(None, num_labeled)
+    unlabeled = slice(num_labeled, None)
+
+    def loss_of(rows):
+        return lambda targets, logits: cross_entropy(
+            targets[rows], logits[rows]
+        )
+
+    def agreement_of(rows):
+        return lambda targets, logits: ops.cast(
+            ops.argmax(targets[rows], -1) == ops.argmax(logits[rows], -1),
+            "float32",
+        )
+
+    functions = {
+        "labeled_loss": loss_of(labeled),
+        "labeled_accuracy": agreement_of(labeled),
+    }
+    if mixed:
+        functions["unlabeled_loss"] = loss_of(unlabeled)
+        functions["unlabeled_agreement"] = agreement_of(unlabeled)
+    return [
+        keras.metrics.MeanMetricWrapper(function, name=name)
+        for name, function in functions.items()
+    ]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official learning rate: a staircase decay under a linear warm-up."""
+
+import math
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="noisy_student")
+class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Staircase exponential decay, counted from step 0, with a warm-up.
+
+    The rate at `step` is, with real-valued steps per epoch,
+
+    ```python
+    decayed = base_lr * decay_factor ** (step // (decay_epochs * per_epoch))
+    warmup = base_lr * step / (warmup_epochs * per_epoch)
+    lr = warmup if step < warmup_epochs * per_epoch else decayed
+    ```
+
+    so the first step trains at rate 0, and the stairs do not wait for the
+    warm-up to end, both as in the official code.
+
+    Args:
+        base_lr: Peak rate, already scaled with the batch size.
+        steps_per_epoch: Labeled images / labeled batch; need not be whole.
+        decay_factor: Of each stair.
+        decay_epochs: Length of a stair.
+        warmup_epochs: Length of the warm-up; 0 for none.
+
+    Reference: noisystudent/utils.py, `build_learning_rate`; paper, section 3.1.
+    """
+
+    def __init__(
+        self,
+        base_lr,
+        steps_per_epoch,
+        decay_factor=0.97,
+        decay_epochs=2.4,
+        warmup_epochs=5,
+    ):
+        self.base_lr = base_lr
+        self.steps_per_epoch = steps_per_epoch
+        self.decay_factor = decay_factor
+        self.decay_epochs = decay_epochs
+        self.warmup_epochs = warmup_epochs
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        stairs = ops.floor(step / (self.decay_epochs * self.steps_per_epoch))
+        decayed = self.base_lr * ops.power(float(self.decay_factor), stairs)
+        warmup_steps = self.warmup_epochs * self.steps_per_epoch
+        if not warmup_steps:
+            return decayed
+        warmup = self.base_lr * step / warmup_steps
+        return ops.where(step < warmup_steps, warmup, decayed)
+
+    def get_config(self):
+        return {
+            "base_lr": self.base_lr,
+            "steps_per_epoch": self.steps_per_epoch,
+            "decay_factor": self.decay_factor,
+            "decay_epochs": self.decay_epochs,
+            "warmup_epochs": self.warmup_epochs,
+        }
+
+
+def exponential_decay(
+    base_lr,
+    steps_per_epoch,
+    *,
+    decay_factor=0.97,
+    decay_epochs=2.4,
+    warmup_epochs=5,
+    final_lr=None,
+    total_epochs=None,
+):
+    """The schedule of a run, given by its stairs or by its last rate.
+
+    Args:
+        base_lr: Peak rate.
+        steps_per_epoch: Labeled images / labeled batch; need not be whole.
+        decay_factor: Of each stair, in `(0, 1]`.
+        decay_epochs: Length of a stair in epochs.
+        warmup_epochs: Length of the warm-up in epochs.
+        final_lr: If given, overrides `decay_epochs` so that the rate reaches
+            this value after `total_epochs` (official `final_base_lr`, the
+            SVHN recipe).
+        total_epochs: Length of the run in epochs, for `final_lr`.
+
+    Returns:
+        An `ExponentialDecay`.
+    """
+    if final_lr is not None:
+        num_stairs = math.log(final_lr / base_lr) / math.log(decay_factor)
+        decay_epochs = total_epochs / num_stairs
+    return ExponentialDecay(
+        base_lr, steps_per_epoch, decay_factor, decay_epochs, warmup_epochs
+    )

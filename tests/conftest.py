@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two logical CPU devices for every test, and the data that tests share."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import pytest
+import tensorflow as tf
+
+# Before anything else touches TensorFlow: MirroredStrategy over two logical
+# CPUs runs the code of several GPUs, on any machine.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def golden():
+    """The folder of numbers computed with the official code, or skip."""
+    folder = REPOSITORY.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden files are not beside this checkout")
+    return folder
