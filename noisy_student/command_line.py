@@ -225,8 +225,8 @@ def _check_same(workdir, recorded, given):
             continue
         raise UserError(
             f"{workdir} was made with --{name}={_spell(old)}, not "
-            f"--{name}={_spell(new)}: use another --workdir, or leave the "
-            "flag away to go on with that run."
+            f"--{name}={_spell(new)}: use another --workdir, or leave out "
+            "the flag to go on with that run."
         )
 
 

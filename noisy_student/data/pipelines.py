@@ -240,21 +240,23 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
     return batches.with_options(_options()).prefetch(tf.data.AUTOTUNE)
 
 
-def inference(examples, load, *, image_size, crop, batch_size):
+def inference(examples, load, num_examples, *, image_size, crop, batch_size):
     """Batches of clean images in their order, none lost, all of one size.
 
     Args:
         examples: Dataset of (reference, label): a shard.
         load: Function from a reference to the encoded image.
+        num_examples: How many examples there are.
         image_size: S in pixels.
         crop: `resized` for the official centre crop, `padded` for the whole
             image.
-        batch_size: N; the last batch is filled up with rows that say so.
+        batch_size: N; what is left of the last batch is filled up.
 
     Returns:
-        Dataset of dicts: `index` int64 `(N,)`, the row in the shard, -1 for
-        filling; `label` int64 `(N,)`; `pixels` float32 `(N, S, S, 3)`.
-        Undecodable images are missing: their index appears in no batch.
+        Dataset of `ceil(num_examples / N)` dicts: `index` int64 `(N,)`, the
+        row in the shard, -1 for filling; `label` int64 `(N,)`; `pixels`
+        float32 `(N, S, S, 3)`. The index of an image that cannot be decoded
+        appears nowhere.
     """
 
     def prepare(index, example):
@@ -265,22 +267,8 @@ def inference(examples, load, *, image_size, crop, batch_size):
         else:
             image = preprocessing.decode(image_bytes)
             image = preprocessing.resize(image, image_size)
-        image = tf.cast(image, tf.float32)
-        return {"index": index, "label": label, "pixels": image}
-
-    def fill_up(batch):
-        missing = batch_size - tf.shape(batch["index"])[0]
-
-        def fill(values, value):
-            paddings = [[0, missing]] + [[0, 0]] * (values.shape.rank - 1)
-            values = tf.pad(values, paddings, constant_values=value)
-            return tf.ensure_shape(values, [batch_size] + values.shape[1:])
-
-        return {
-            "index": fill(batch["index"], -1),
-            "label": fill(batch["label"], -1),
-            "pixels": fill(batch["pixels"], 0),
-        }
+        pixels = tf.cast(image, tf.float32)
+        return {"index": index, "label": label, "pixels": pixels}
 
     # Errors are ignored in the decoding of a few images at a time, not in the
     # reading of the shard: there the same error would come again for ever.
@@ -288,6 +276,14 @@ def inference(examples, load, *, image_size, crop, batch_size):
         numbered = tf.data.Dataset.from_tensor_slices((indices, examples))
         return numbered.map(prepare).ignore_errors()
 
+    filling = tf.data.Dataset.from_tensors(
+        {
+            "index": tf.constant(-1, tf.int64),
+            "label": tf.constant(-1, tf.int64),
+            "pixels": tf.zeros([image_size, image_size, 3]),
+        }
+    ).repeat()
+    num_batches = -(-num_examples // batch_size)
     return (
         examples.enumerate()
         .batch(16)
@@ -297,8 +293,10 @@ def inference(examples, load, *, image_size, crop, batch_size):
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        .batch(batch_size)
-        .map(fill_up)
+        .concatenate(filling)
+        .batch(batch_size, drop_remainder=True)
+        .take(num_batches)
+        .apply(tf.data.experimental.assert_cardinality(num_batches))
         .with_options(_options())
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -61,7 +61,8 @@ def pseudo_labeled_examples(
             copies_paths[shard],
             record_bytes=4,
             header_bytes=copies_headers[shard],
-        ).map(lambda record: tf.io.decode_raw(record, tf.uint32)[0])
+            # TensorFlow decodes no uint32; nothing is shown 2**31 times.
+        ).map(lambda record: tf.io.decode_raw(record, tf.int32)[0])
 
         def repeat(example, record, times):
             reference, _ = example

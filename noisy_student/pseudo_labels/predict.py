@@ -50,23 +50,18 @@ def predict_shard(
         where the image could not be decoded, and int64 `(N_i,)` labels, -1
         where there is none.
     """
+    num_examples = source.shard_sizes[shard]
     batches = pipelines.inference(
         source.open_shard(shard),
         source.load,
+        num_examples,
         image_size=image_size,
         crop=crop,
         batch_size=batch_size,
     )
-    num_examples = source.shard_sizes[shard]
+    outputs = predictor.predict(batches, verbose=0)
     probs = np.full((num_examples, num_classes), np.nan, np.float32)
     labels = np.full(num_examples, -1, np.int64)
-    try:
-        outputs = predictor.predict(batches, verbose=0)
-    except ValueError:
-        # Keras has no result to return where no image of a shard decodes.
-        if next(iter(batches.take(1)), None) is not None:
-            raise
-        return probs, labels
     real = outputs["index"] >= 0
     rows = outputs["index"][real]
     probs[rows] = outputs["probs"][real]

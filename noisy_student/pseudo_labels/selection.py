@@ -75,5 +75,5 @@ def average_per_class(confidence, predicted_class, *, num_classes, threshold):
         Integer: kept images / classes that keep any, rounded up; 0 if none.
     """
     kept = np.asarray(predicted_class)[np.asarray(confidence) > threshold]
-    num_filled = np.count_nonzero(np.bincount(kept, minlength=num_classes))
+    num_filled = int(np.count_nonzero(np.bincount(kept, minlength=num_classes)))
     return -(-len(kept) // num_filled) if num_filled else 0
