@@ -68,8 +68,11 @@ class Run:
         return len(self.config.student_variants())
 
     def image_size(self, variant):
+        defaults = efficientnet.VARIANTS[variant]
         return (
-            self.config.image_size or efficientnet.VARIANTS[variant].image_size
+            self.config.image_size
+            or defaults.train_image_size
+            or defaults.image_size
         )
 
     def label_store(self, iteration):
@@ -101,7 +104,7 @@ def open_run(config):
         config.distribution, config.cpu_devices
     )
     labeled = _open_source(config, "labeled")
-    evaluation = _open_source(config, "eval")
+    evaluation = _open_source(config, "eval", labeled.class_names)
     run = Run(
         config=config,
         workdir=Workdir(config.workdir),
@@ -121,7 +124,7 @@ def open_run(config):
     return run
 
 
-def _open_source(config, role):
+def _open_source(config, role, class_names=None):
     """The source of a role: folder, TFRecords, digits or tfds, or None."""
     directory = getattr(config, f"{role}_dir")
     pattern = getattr(config, f"{role}_tfrecords")
@@ -135,6 +138,8 @@ def _open_source(config, role):
             pattern,
             labeled=has_labels,
             num_classes=config.num_classes,
+            # The evaluation files need not be scanned for their classes.
+            class_names=class_names,
             first_label=config.tfrecord_first_label,
         )
     if config.dataset == "digits":
@@ -151,8 +156,8 @@ def _open_source(config, role):
         )
     if role == "labeled":
         raise UserError(
-            "No labeled images: give --labeled_dir=DIR, --dataset=NAME or "
-            "--labeled_tfrecords=GLOB."
+            "there are no labeled images: give --labeled_dir=DIR, "
+            "--dataset=NAME or --labeled_tfrecords=GLOB"
         )
     return None
 
@@ -170,6 +175,7 @@ def build_network(run, variant):
         width=config.width,
         depth=config.depth,
         batch_norm_momentum=config.batch_norm_momentum,
+        **config.channel_statistics(),
     )
 
 
@@ -232,26 +238,23 @@ def make_batches(run, iteration, skipped):
     config = run.config
     augment = _make_augment(run, config.variant_of(iteration))
 
-    def part(purpose, source, opened, batch_size, first_step):
-        open_shard, num_examples = opened
-        examples = pipelines.stream(
-            open_shard,
-            len(source.shard_sizes),
-            num_examples,
+    def part(purpose, examples, batch_size, first_step):
+        stream = pipelines.stream(
+            examples,
             seed=run.seed(iteration, purpose),
             shuffle_buffer=config.shuffle_buffer,
             start=first_step * batch_size,
         )
-        return examples, source.load, augment, batch_size
+        return pipelines.Part(examples, stream, augment, batch_size)
 
-    opened_labeled = pipelines.labeled_examples(
+    labeled = pipelines.labeled_examples(
         run.labeled, label_smoothing=config.label_smoothing, skipped=skipped
     )
     if iteration == 0:
         return lambda first_step: pipelines.labeled(
-            *part(1, run.labeled, opened_labeled, config.batch_size, first_step)
+            part(1, labeled, config.batch_size, first_step)
         )
-    opened_unlabeled = pseudo_labeled_examples(
+    unlabeled = pseudo_labeled_examples(
         run.unlabeled,
         run.label_store(iteration),
         kind=config.pseudo_label_kind,
@@ -259,14 +262,8 @@ def make_batches(run, iteration, skipped):
         label_smoothing=config.label_smoothing,
     )
     return lambda first_step: pipelines.mixed(
-        part(1, run.labeled, opened_labeled, config.batch_size, first_step),
-        part(
-            2,
-            run.unlabeled,
-            opened_unlabeled,
-            run.unlabeled_batch_size,
-            first_step,
-        ),
+        part(1, labeled, config.batch_size, first_step),
+        part(2, unlabeled, run.unlabeled_batch_size, first_step),
         num_replicas=run.num_replicas,
     )
 

@@ -141,15 +141,16 @@ def _read(arguments):
         stray = values(["main.py", *arguments])[1:]
     except flags.Error as error:
         message = " ".join(str(error).split()).removeprefix("ERROR:: ")
+        message = message[0].lower() + message[1:].rstrip(".?")
         raise UserError(
-            f"{message.rstrip('.?')}; see python main.py --help."
+            f"{message}; see python main.py --help"
         ) from error
     except OSError as error:
-        raise UserError(f"Can't open the flagfile: {error}.") from error
+        raise UserError(f"cannot open the flagfile: {error}") from error
     if stray:
         raise UserError(
-            f"Unexpected argument {stray[0]!r}: settings are given as "
-            "--flag=value, see python main.py --help."
+            f"unexpected argument {stray[0]!r}: settings are given as "
+            "--flag=value, see python main.py --help"
         )
     return {
         field.name: values[field.name].value or None
@@ -226,7 +227,7 @@ def _check_same(workdir, recorded, given):
         raise UserError(
             f"{workdir} was made with --{name}={_spell(old)}, not "
             f"--{name}={_spell(new)}: use another --workdir, or leave out "
-            "the flag to go on with that run."
+            "the flag to go on with that run"
         )
 
 

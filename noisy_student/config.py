@@ -105,6 +105,12 @@ class Config:
     image_size: int | None = _knob(
         None, "Pixels; auto: the variant's own.", low=8
     )
+    mean: str | None = _knob(
+        None, "Of the channels, 0 to 255: R,G,B; auto: ImageNet's."
+    )
+    std: str | None = _knob(
+        None, "Of the channels, 0 to 255: R,G,B; auto: ImageNet's."
+    )
     small_images: bool = _knob(
         False, "Stages 2 and 3 at stride 1, for images of about 32 pixels."
     )
@@ -211,8 +217,16 @@ class Config:
         if unknown:
             raise UserError(
                 f"--students holds {sorted(unknown)[0]!r}, which is none of "
-                f"{', '.join(VARIANTS)}."
+                f"{', '.join(VARIANTS)}"
             )
+
+        for name in ("mean", "std"):
+            _numbers(name, getattr(self, name))
+
+    def channel_statistics(self):
+        """Dict of the `mean` and `std` that are set, as tuples of 3 floats."""
+        values = {name: getattr(self, name) for name in ("mean", "std")}
+        return {k: _numbers(k, v) for k, v in values.items() if v is not None}
 
     def student_variants(self):
         """The variants of the students, as a tuple."""
@@ -224,6 +238,20 @@ class Config:
         return (self.variant, *self.student_variants())[iteration]
 
 
+def _numbers(name, text):
+    """Three positive numbers, separated by commas."""
+    try:
+        numbers = tuple(float(part) for part in (text or "1,1,1").split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise UserError(
+            f"--{name} must be three positive numbers such as 124,116,104, "
+            f"not {text!r}"
+        )
+    return numbers
+
+
 def _check(field, value):
     """Refuse what is out of range, naming the flag."""
     low, high = field.metadata["low"], field.metadata["high"]
@@ -233,8 +261,8 @@ def _check(field, value):
     if choices and value not in choices:
         raise UserError(
             f"--{field.name} must be one of {', '.join(choices)}, "
-            f"not {value!r}."
+            f"not {value!r}"
         )
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"--{field.name} must be {bounds}, not {value}.")
+        raise UserError(f"--{field.name} must be {bounds}, not {value}")

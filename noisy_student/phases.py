@@ -125,9 +125,9 @@ def select(run, iteration=None):
     labels = run.label_store(iteration)
     if labels.missing_shards():
         raise UserError(
-            f"The labels of iteration {iteration} are not complete in "
+            f"the labels of iteration {iteration} are not complete in "
             f"{run.workdir}: make them with "
-            f"{_command(run, 'label')}."
+            f"{_command(run, 'label')}"
         )
     config = run.config
     confidence, predicted_class = labels.confidences()
@@ -171,8 +171,8 @@ def evaluate(run, iteration=None):
     """Top-1 and top-5 of the newest model on every evaluation image."""
     if run.evaluation is None:
         raise UserError(
-            "No evaluation images: give --eval_dir=DIR, --eval_split=SPLIT or "
-            "--eval_tfrecords=GLOB."
+            "there are no evaluation images: give --eval_dir=DIR, --eval_split=SPLIT or "
+            "--eval_tfrecords=GLOB"
         )
     if iteration is None:
         iteration = run.config.iteration
@@ -209,9 +209,9 @@ def _train(run, iteration):
         _raise_missing_labels(run, iteration)
     if iteration and not labels.num_selected():
         raise UserError(
-            f"No unlabeled image passed --confidence_threshold="
+            f"no unlabeled image passed --confidence_threshold="
             f"{config.confidence_threshold} (see {labels.selection_path}): "
-            "lower it, or train a better teacher."
+            "lower it, or train a better teacher"
         )
     _begin(run)
     started = time.monotonic()
@@ -333,8 +333,8 @@ def _skipped(run):
         console.warn_skipped(item["name"], item["reason"])
     if len(skipped) == run.labeled.num_examples:
         raise UserError(
-            f"None of the {len(skipped)} labeled images of {run.labeled.name} "
-            f"can be decoded; the first is {skipped[0]['name']}."
+            f"none of the {len(skipped)} labeled images of {run.labeled.name} "
+            f"can be decoded; the first is {skipped[0]['name']}"
         )
     write_json(path, {"fingerprint": fingerprint, "skipped": skipped})
     return [(item["shard"], item["row"]) for item in skipped]
@@ -358,8 +358,8 @@ def _choose(run, iteration, mode):
             iteration = run.last_iteration
     if not 1 <= iteration <= run.last_iteration:
         raise UserError(
-            f"There is no student {iteration} to {mode} for: --students="
-            f"{run.config.students or ''} has {run.last_iteration}."
+            f"there is no student {iteration} to {mode} for: --students="
+            f"{run.config.students or ''} has {run.last_iteration}"
         )
     return iteration
 
@@ -367,15 +367,15 @@ def _choose(run, iteration, mode):
 def _check_unlabeled(run):
     if run.unlabeled is None:
         raise UserError(
-            "No unlabeled images: give --unlabeled_dir=DIR, "
-            "--unlabeled_split=SPLIT or --unlabeled_tfrecords=GLOB."
+            "there are no unlabeled images: give --unlabeled_dir=DIR, "
+            "--unlabeled_split=SPLIT or --unlabeled_tfrecords=GLOB"
         )
 
 
 def _raise_missing(run, what, iteration):
     mode = "distill" if iteration else "teach"
     raise UserError(
-        f"There is {what} in {run.workdir}: make it with {_command(run, mode)}."
+        f"there is {what} in {run.workdir}: make it with {_command(run, mode)}"
     )
 
 
@@ -384,8 +384,8 @@ def _raise_missing_labels(run, iteration):
     if not run.workdir.has_model(teacher):
         _raise_missing(run, f"no model {teacher} to learn from", teacher)
     raise UserError(
-        f"There are no pseudo-labels for student {iteration} in {run.workdir}: "
-        f"make them with {_command(run, 'label')}."
+        f"there are no pseudo-labels for student {iteration} in {run.workdir}: "
+        f"make them with {_command(run, 'label')}"
     )
 
 

@@ -7,6 +7,9 @@ came there, whatever runs in parallel, and on every machine. Augmentation works
 on single uint8 images on the host, so that the accelerator gets bytes.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from noisy_student.data import preprocessing
@@ -85,6 +88,29 @@ def make_augment(
     return augment
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images with what their targets are made of, not yet read or decoded.
+
+    A function of `Dataset.map` costs TensorFlow more than most of what is done
+    to a small image. So everything that an image needs waits for one map, and
+    comes along here.
+
+    Attributes:
+        open_shard: int64 scalar tensor -> dataset of (reference, raw target).
+        num_shards: Number of shards.
+        num_examples: Number of examples in all shards together.
+        load: Reference -> encoded image, string scalar.
+        target: Raw target -> float32 `(C,)`, a distribution.
+    """
+
+    open_shard: Callable
+    num_shards: int
+    num_examples: int
+    load: Callable
+    target: Callable
+
+
 def labeled_examples(source, *, label_smoothing=0.1, skipped=()):
     """Open a labeled source for training.
 
@@ -94,82 +120,89 @@ def labeled_examples(source, *, label_smoothing=0.1, skipped=()):
         skipped: Pairs (shard, row) of images to leave out, the undecodable.
 
     Returns:
-        Pair of a function that opens a shard (int64 scalar) as a dataset of
-        (reference, target float32 `(C,)`), for `stream`, and the number of
-        examples in all shards.
+        `Examples`.
     """
-    num_classes = len(source.class_names)
     skipped_shards = tf.constant([shard for shard, _ in skipped], tf.int64)
     skipped_rows = tf.constant([row for _, row in skipped], tf.int64)
 
     def open_shard(shard):
+        examples = source.open_shard(shard)
+        if not skipped:
+            return examples
+
         def keep(row, _):
-            return ~tf.reduce_any(
-                (skipped_shards == shard) & (skipped_rows == row)
-            )
+            left_out = (skipped_shards == shard) & (skipped_rows == row)
+            return ~tf.reduce_any(left_out)
 
-        def with_target(_, example):
-            reference, label = example
-            one_hot = tf.one_hot(label, num_classes)
-            smoothed = one_hot * (1 - label_smoothing)
-            return reference, smoothed + label_smoothing / num_classes
+        kept = examples.enumerate().filter(keep)
+        return kept.map(lambda _, example: example)
 
-        examples = source.open_shard(shard).enumerate()
-        if skipped:
-            examples = examples.filter(keep)
-        return examples.map(with_target)
+    return Examples(
+        open_shard=open_shard,
+        num_shards=len(source.shard_sizes),
+        num_examples=source.num_examples - len(skipped),
+        load=source.load,
+        target=lambda label: smooth_one_hot(
+            label, len(source.class_names), label_smoothing
+        ),
+    )
 
-    return open_shard, source.num_examples - len(skipped)
+
+def smooth_one_hot(label, num_classes, label_smoothing):
+    """The target of a label that is meant to be one class.
+
+    Args:
+        label: Integer scalar.
+        num_classes: C.
+        label_smoothing: s, in `[0, 1)`.
+
+    Returns:
+        float32 `(C,)`: `(1 - s) * one_hot + s / C`.
+    """
+    one_hot = tf.one_hot(label, num_classes)
+    return one_hot * (1 - label_smoothing) + label_smoothing / num_classes
 
 
-def stream(
-    open_shard, num_shards, num_examples, *, seed, shuffle_buffer, start=0
-):
+def stream(examples, *, seed, shuffle_buffer, start=0):
     """An endless stream of shuffled examples, epoch after epoch.
 
     Args:
-        open_shard: Function from a shard's number, int64 scalar tensor, to a
-            dataset of tuples.
-        num_shards: How many shards there are.
-        num_examples: How many examples all shards yield together.
+        examples: `Examples`.
         seed: Integer; streams that shall differ need different ones.
         shuffle_buffer: How many examples are shuffled among each other.
         start: Position in the stream to begin at: what a run that was stopped
             has already seen.
 
     Returns:
-        Dataset of the tuples of `open_shard`, each with a seed appended:
-        int64 `(2,)`, different for every position of the stream.
+        Dataset of ((position, (reference, raw target)), epoch's seed); the
+        seed and the position, int64 scalars, are the seed of the image.
     """
+    num_shards, num_examples = examples.num_shards, examples.num_examples
 
     def open_epoch(epoch):
-        # One number for the epoch; the position makes it the image's seed.
-        # The shuffle's seed is a function of both and of TensorFlow's global
-        # seed, which the phases set.
         epoch_seed = tf.random.stateless_uniform(
             [], [seed, epoch], tf.int64.min, tf.int64.max, tf.int64
         )
         order = tf.argsort(
             tf.random.stateless_uniform([num_shards], [epoch_seed, 0])
         )
-        examples = tf.data.Dataset.from_tensor_slices(
-            tf.cast(order, tf.int64)
-        ).interleave(
-            open_shard,
+        shards = tf.data.Dataset.from_tensor_slices(tf.cast(order, tf.int64))
+        opened = shards.interleave(
+            examples.open_shard,
             cycle_length=min(CYCLE_LENGTH, num_shards),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
+            num_parallel_calls=tf.data.AUTOTUNE if num_shards > 1 else None,
+            deterministic=True if num_shards > 1 else None,
         )
-        examples = examples.shuffle(
+        shuffled = opened.shuffle(
             min(shuffle_buffer, num_examples),
-            # Non-negative, as Dataset.shuffle folds seeds into 31 bits.
-            seed=tf.abs(epoch_seed // 2),
+            # TensorFlow mixes its global seed in, which the phases set.
+            seed=epoch_seed,
             reshuffle_each_iteration=False,
         )
-        return examples.enumerate().map(
-            lambda position, example: (
-                *example,
-                tf.stack([epoch_seed, position]),
+        return tf.data.Dataset.zip(
+            (
+                shuffled.enumerate(),
+                tf.data.Dataset.from_tensors(epoch_seed).repeat(),
             )
         )
 
@@ -178,20 +211,33 @@ def stream(
     return epochs.flat_map(open_epoch).skip(position)
 
 
-def labeled(examples, load, augment, batch_size):
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One kind of image in a batch.
+
+    Attributes:
+        examples: `Examples`.
+        stream: Of `stream`, over them.
+        augment: Of `make_augment`.
+        batch_size: How many a global batch holds.
+    """
+
+    examples: Examples
+    stream: tf.data.Dataset
+    augment: Callable
+    batch_size: int
+
+
+def labeled(part):
     """Batches of labeled images alone, for a teacher.
 
     Args:
-        examples: A `stream` of (reference, target, seed).
-        load: Function from a reference to the encoded image.
-        augment: Of `make_augment`.
-        batch_size: B, global.
+        part: A `Part` of B images.
 
     Returns:
         Dataset of (images uint8 `(B, S, S, 3)`, targets float32 `(B, C)`).
     """
-    batches = _augmented_batches(examples, load, augment, batch_size)
-    return batches.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    return _finish(_batches(part, part.batch_size))
 
 
 def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
@@ -202,42 +248,42 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
     number of pseudo-labeled ones after them.
 
     Args:
-        labeled_part: Tuple (examples, load, augment, batch size) as the
-            arguments of `labeled`; B is its batch size.
-        unlabeled_part: The same for the pseudo-labeled images; U.
+        labeled_part: A `Part` of B labeled images.
+        unlabeled_part: A `Part` of U pseudo-labeled images.
         num_replicas: R; divides B and U.
 
     Returns:
         Dataset of (images uint8 `(B + U, S, S, 3)`, targets float32
         `(B + U, C)`); each of the R slices holds B/R labeled rows, then U/R
         pseudo-labeled ones.
+
+    Raises:
+        ValueError: If R does not divide B or U.
     """
-    parts = []
-    for examples, load, augment, batch_size in (labeled_part, unlabeled_part):
-        if batch_size % num_replicas:
+    for part in (labeled_part, unlabeled_part):
+        if part.batch_size % num_replicas:
             raise ValueError(
-                f"a batch of {batch_size} does not divide among "
+                f"a batch of {part.batch_size} does not divide among "
                 f"{num_replicas} replicas"
             )
-        parts.append(
-            _augmented_batches(
-                examples, load, augment, batch_size // num_replicas
-            )
-        )
 
     def concatenate(*batches):
-        return tuple(tf.concat(parts, axis=0) for parts in zip(*batches))
+        return tuple(tf.concat(rows, axis=0) for rows in zip(*batches))
 
     def merge(images, targets):  # (R, (B + U) / R, ...) -> (B + U, ...)
         return tuple(
-            tf.reshape(part, tf.concat([[-1], part.shape[2:]], 0))
-            for part in (images, targets)
+            tf.reshape(rows, [-1, *rows.shape[2:]]) for rows in (images, targets)
         )
 
-    batches = tf.data.Dataset.zip(tuple(parts)).map(concatenate)
+    batches = tf.data.Dataset.zip(
+        tuple(
+            _batches(part, part.batch_size // num_replicas)
+            for part in (labeled_part, unlabeled_part)
+        )
+    ).map(concatenate)
     if num_replicas > 1:
         batches = batches.batch(num_replicas, drop_remainder=True).map(merge)
-    return batches.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    return _finish(batches)
 
 
 def inference(examples, load, num_examples, *, image_size, crop, batch_size):
@@ -284,7 +330,7 @@ def inference(examples, load, num_examples, *, image_size, crop, batch_size):
         }
     ).repeat()
     num_batches = -(-num_examples // batch_size)
-    return (
+    batches = (
         examples.enumerate()
         .batch(16)
         .interleave(
@@ -297,27 +343,28 @@ def inference(examples, load, num_examples, *, image_size, crop, batch_size):
         .batch(batch_size, drop_remainder=True)
         .take(num_batches)
         .apply(tf.data.experimental.assert_cardinality(num_batches))
-        .with_options(_options())
-        .prefetch(tf.data.AUTOTUNE)
     )
+    return _finish(batches)
 
 
-def _augmented_batches(examples, load, augment, batch_size):
+def _batches(part, batch_size):
     # Plain Python builds this graph; AutoGraph would only slow the tracing.
     @tf.autograph.experimental.do_not_convert
-    def prepare(reference, target, seed):
-        return augment(load(reference), seed), target
+    def prepare(numbered, epoch_seed):
+        position, (reference, raw_target) = numbered
+        seed = tf.stack([epoch_seed, position])
+        image = part.augment(part.examples.load(reference), seed)
+        return image, part.examples.target(raw_target)
 
-    return examples.map(prepare, tf.data.AUTOTUNE, deterministic=True).batch(
-        batch_size, drop_remainder=True
-    )
+    images = part.stream.map(prepare, tf.data.AUTOTUNE, deterministic=True)
+    return images.batch(batch_size, drop_remainder=True)
 
 
-def _options():
+def _finish(batches):
     options = tf.data.Options()
     options.deterministic = True
     # One host feeds all replicas: there are no files to share out.
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
-    return options
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -31,18 +31,19 @@ class Variant:
         depth: Multiplier of the repeats of each stage.
         image_size: Pixels at which it is evaluated.
         dropout_rate: Dropout before the last layer.
+        train_image_size: Pixels at which it is trained, if that is less.
     """
 
     width: float
     depth: float
     image_size: int
     dropout_rate: float
+    train_image_size: int | None = None
 
 
 # b0-b7, l2: efficientnet_builder.py. l0, l1: arXiv:1911.04252v1, table of
 # architectures; their dropout is the paper's 0.5 for models from B7 upwards.
-# The l models train at fewer pixels than they are evaluated at (FixRes): 380,
-# 380 and 475; a recipe says so with --image_size.
+# The l models are finetuned at more pixels than they are trained at (FixRes).
 VARIANTS = {
     "b0": Variant(1.0, 1.0, 224, 0.2),
     "b1": Variant(1.0, 1.1, 240, 0.2),
@@ -52,9 +53,9 @@ VARIANTS = {
     "b5": Variant(1.6, 2.2, 456, 0.4),
     "b6": Variant(1.8, 2.6, 528, 0.5),
     "b7": Variant(2.0, 3.1, 600, 0.5),
-    "l0": Variant(2.8, 3.7, 600, 0.5),
-    "l1": Variant(3.9, 3.7, 600, 0.5),
-    "l2": Variant(4.3, 5.3, 800, 0.5),
+    "l0": Variant(2.8, 3.7, 600, 0.5, train_image_size=380),
+    "l1": Variant(3.9, 3.7, 600, 0.5, train_image_size=380),
+    "l2": Variant(4.3, 5.3, 800, 0.5, train_image_size=475),
 }
 
 

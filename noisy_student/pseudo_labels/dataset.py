@@ -9,6 +9,12 @@ was not selected is dropped before its file is even opened.
 import numpy as np
 import tensorflow as tf
 
+from noisy_student.data import pipelines
+
+
+# Rows that are expanded at once: enough to forget what a function call costs.
+ROWS_AT_ONCE = 64
+
 
 def pseudo_labeled_examples(
     source, labels, *, kind="soft", temperature=1.0, label_smoothing=0.1
@@ -24,60 +30,55 @@ def pseudo_labeled_examples(
         label_smoothing: s, for hard labels alone, as in the official code.
 
     Returns:
-        Pair of a function that opens a shard (int64 scalar) as a dataset of
-        (reference, target float32 `(C,)`), for `pipelines.stream`, and the
-        number of examples in a pass, duplicates counted.
+        `pipelines.Examples`; an image counts as often as it was selected.
     """
     num_classes = labels.num_classes
     shards = range(len(source.shard_sizes))
-    probs_paths = tf.constant([str(labels.probs_path(s)) for s in shards])
-    probs_headers = tf.constant(
-        [_header_bytes(labels.probs_path(s)) for s in shards], tf.int64
+    open_probs = _record_reader(
+        [labels.probs_path(shard) for shard in shards], 2 * num_classes
     )
-    copies_paths = tf.constant([str(labels.copies_path(s)) for s in shards])
-    copies_headers = tf.constant(
-        [_header_bytes(labels.copies_path(s)) for s in shards], tf.int64
-    )
+    open_copies = _record_reader([labels.copies_path(s) for s in shards], 4)
 
-    def target_of(record):
+    def target(record):
         probs = tf.io.decode_raw(record, tf.float16)
         probs = tf.cast(tf.ensure_shape(probs, [num_classes]), tf.float32)
         if kind == "hard":
-            one_hot = tf.one_hot(tf.argmax(probs), num_classes)
-            smoothed = one_hot * (1 - label_smoothing)
-            return smoothed + label_smoothing / num_classes
+            return pipelines.smooth_one_hot(
+                tf.argmax(probs), num_classes, label_smoothing
+            )
         if temperature != 1:
             probs = probs ** (1 / temperature)
         # Also mends what float16 lost.
         return probs / tf.reduce_sum(probs)
 
+    def expand(example, record, copies):
+        reference, _ = example
+        # TensorFlow decodes no uint32; nothing is shown 2**31 times.
+        times = tf.io.decode_raw(copies, tf.int32)[:, 0]
+        return tf.repeat(reference, times), tf.repeat(record, times)
+
     def open_shard(shard):
-        probs = tf.data.FixedLengthRecordDataset(
-            probs_paths[shard],
-            record_bytes=2 * num_classes,
-            header_bytes=probs_headers[shard],
-        )
-        copies = tf.data.FixedLengthRecordDataset(
-            copies_paths[shard],
-            record_bytes=4,
-            header_bytes=copies_headers[shard],
-            # TensorFlow decodes no uint32; nothing is shown 2**31 times.
-        ).map(lambda record: tf.io.decode_raw(record, tf.int32)[0])
-
-        def repeat(example, record, times):
-            reference, _ = example
-            pair = (reference, target_of(record))
-            return tf.data.Dataset.from_tensors(pair).repeat(
-                tf.cast(times, tf.int64)
-            )
-
+        rows = (source.open_shard(shard), open_probs(shard), open_copies(shard))
         return (
-            tf.data.Dataset.zip((source.open_shard(shard), probs, copies))
-            .filter(lambda example, record, times: times > 0)
-            .flat_map(repeat)
+            tf.data.Dataset.zip(rows).batch(ROWS_AT_ONCE).map(expand).unbatch()
         )
 
-    return open_shard, labels.num_selected()
+    return pipelines.Examples(
+        open_shard=open_shard,
+        num_shards=len(shards),
+        num_examples=labels.num_selected(),
+        load=source.load,
+        target=target,
+    )
+
+
+def _record_reader(paths, record_bytes):
+    """Function that opens the rows of one of several `.npy` files."""
+    headers = tf.constant([_header_bytes(path) for path in paths], tf.int64)
+    paths = tf.constant([str(path) for path in paths])
+    return lambda number: tf.data.FixedLengthRecordDataset(
+        paths[number], record_bytes, header_bytes=headers[number]
+    )
 
 
 def _header_bytes(path):

@@ -69,10 +69,10 @@ class LabelStore:
         for key in manifest:
             if existing.get(key) != manifest[key]:
                 raise UserError(
-                    f"The labels in {self.directory} were made with another "
+                    f"the labels in {self.directory} were made with another "
                     f"{key} ({_short(existing.get(key))}, now "
                     f"{_short(manifest[key])}): delete that folder to label "
-                    "again, or use another --workdir."
+                    "again, or use another --workdir"
                 )
 
     def missing_shards(self):
@@ -99,7 +99,7 @@ class LabelStore:
         if probs.shape != expected or probs.dtype != np.float16:
             raise UserError(
                 f"{self.probs_path(shard)} holds {probs.dtype} {probs.shape}, "
-                f"expected float16 {expected}: delete it and label again."
+                f"expected float16 {expected}: delete it and label again"
             )
         return probs
 

@@ -45,7 +45,7 @@ def make_strategy(name="auto", cpu_devices=1):
         if not gpus:
             raise UserError(
                 "--distribution=gpu, but TensorFlow sees no GPU: install "
-                "tensorflow[and-cuda] and a driver, or use --distribution=cpu."
+                "tensorflow[and-cuda] and a driver, or use --distribution=cpu"
             )
         _show_gpus(gpus[:1])
         return tf.distribute.get_strategy()
@@ -56,7 +56,7 @@ def make_strategy(name="auto", cpu_devices=1):
     if name == "tpu":
         return _tpu_strategy()
     raise UserError(
-        f"--distribution must be one of {', '.join(CHOICES)}, not {name!r}."
+        f"--distribution must be one of {', '.join(CHOICES)}, not {name!r}"
     )
 
 
@@ -92,9 +92,9 @@ def check_divisible(num_replicas, **batch_sizes):
             lower = size // num_replicas * num_replicas
             nearest = [n for n in (lower, lower + num_replicas) if n]
             raise UserError(
-                f"The {name} batch of {size} images does not divide among "
+                f"the {name} batch of {size} images does not divide among "
                 f"{num_replicas} devices: make it "
-                f"{' or '.join(map(str, nearest))}."
+                f"{' or '.join(map(str, nearest))}"
             )
 
 
@@ -110,7 +110,7 @@ def _configure_cpu(num_devices):
     except RuntimeError as error:
         raise UserError(
             f"--cpu_devices={num_devices} comes too late: TensorFlow already "
-            f"runs with {len(configured)} in this process."
+            f"runs with {len(configured)} in this process"
         ) from error
 
 
@@ -136,5 +136,5 @@ def _tpu_strategy():
         raise UserError(
             f"--distribution=tpu, but no TPU answers at {address!r} "
             f"({str(error).splitlines()[0][:120]}): on a TPU VM install "
-            "tensorflow-tpu instead of tensorflow, see docs/tpu.md."
+            "tensorflow-tpu instead of tensorflow, see docs/tpu.md"
         ) from error

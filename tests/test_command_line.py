@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command line becomes the Config that it says, or one readable sentence."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+from noisy_student import command_line
+from noisy_student.config import VARIANTS
+from noisy_student.config import Config
+from noisy_student.errors import UserError
+from noisy_student.models import efficientnet
+
+
+def parse(*arguments):
+    return command_line.parse(["main.py", *arguments])
+
+
+def test_no_flag_means_the_digits():
+    config = parse()
+    assert (config.dataset, config.workdir) == ("digits", "runs/digits")
+
+
+def test_own_images_start_from_their_own_recipe(tmp_path):
+    config = parse("--labeled_dir=x", f"--workdir={tmp_path}")
+    recipe = command_line.read_flagfile(
+        command_line.RECIPES / "own_images.flags"
+    )
+    for name, value in recipe.items():
+        if name != "workdir":
+            assert getattr(config, name) == value, name
+    assert config.dataset is None
+
+
+def test_flags_override_their_flagfile_and_comments_are_skipped(tmp_path):
+    recipe = tmp_path / "a.flags"
+    recipe.write_text("# about\n--seed=3\n--noflip\n--width=auto\n")
+    config = parse(f"--flagfile={recipe}", "--seed=4")
+    assert (config.seed, config.flip, config.width) == (4, False, None)
+    # What the recipe does not say is the paper's.
+    assert config.batch_size == Config().batch_size == 2048
+
+
+def test_run_flags_read_back_what_was_written(tmp_path):
+    config = Config(
+        workdir=str(tmp_path),
+        labeled_dir="a b/'c'",
+        images_per_class=None,
+        width=0.35,
+        flip=False,
+        students="b0,b1",
+        weight_decay=1e-5,
+    )
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, tmp_path / "run.flags")
+    )
+    again = parse(f"--flagfile={tmp_path / 'run.flags'}")
+    assert again == config
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A workdir that was made with seed 3."""
+    config = Config(workdir=str(tmp_path), dataset="digits", seed=3)
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    return tmp_path
+
+
+def test_a_workdir_brings_its_settings(made):
+    assert parse(f"--workdir={made}", "--mode=label").seed == 3
+
+
+def test_a_flag_that_contradicts_the_workdir_is_named(made):
+    with pytest.raises(UserError, match="--seed=3, not --seed=4"):
+        parse(f"--workdir={made}", "--seed=4")
+    with pytest.raises(UserError, match="labeled_dir"):
+        parse(f"--workdir={made}", "--labeled_dir=x")
+
+
+def test_what_changes_no_result_may_change(made):
+    config = parse(
+        f"--workdir={made}",
+        "--distribution=cpu",
+        "--eval_batch_size=7",
+        "--students=b0,b1",
+    )
+    assert (config.eval_batch_size, config.students) == (7, "b0,b1")
+    with pytest.raises(UserError, match="students"):
+        parse(f"--workdir={made}", "--students=b1")
+
+
+def test_another_evaluation_set_may_be_evaluated_on(made):
+    parse(f"--workdir={made}", "--mode=evaluate", "--eval_dir=x")
+    with pytest.raises(UserError, match="eval_dir"):
+        parse(f"--workdir={made}", "--eval_dir=x")
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--no_such_flag=1", "no_such_flag"),
+        ("--epoch=3", "epochs"),  # the suggestion
+        ("stray", "stray"),
+        ("--seed=many", "seed"),
+        ("--seed=-1", "seed"),
+        ("--randaugment_magnitude=31", "from 0 to 30"),
+        ("--mode=tech", "teach"),
+        ("--crop=round", "padded"),
+        ("--variant=b9", "b7"),
+        ("--students=b0,b9", "b9"),
+        ("--flagfile=no/such/file", "no/such/file"),
+        ("--image_size=big", "image_size"),
+        ("--flip=perhaps", "flip"),
+    ],
+)
+def test_mistakes_are_one_sentence_that_names_them(argument, named):
+    with pytest.raises(UserError) as error:
+        parse(argument)
+    message = str(error.value)
+    assert named in message, message
+    assert "\n" not in message and len(message) < 400, message
+
+
+def test_every_knob_says_what_it_is():
+    for field in dataclasses.fields(Config):
+        assert field.metadata["help"].endswith("."), field.name
+
+
+def test_the_variants_are_those_of_the_models():
+    assert VARIANTS == tuple(efficientnet.VARIANTS)
+
+
+def run_main(*arguments):
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "code"), [("--help", 0), ("--no_such_flag", 2), ("stray", 2)]
+)
+def test_help_and_mistakes_do_not_wait_for_tensorflow(argument, code):
+    started = time.monotonic()
+    result = run_main(argument)
+    seconds = time.monotonic() - started
+    assert result.returncode == code
+    imports = [
+        line.split("|")[-1].strip()
+        for line in result.stderr.splitlines()
+        if line.startswith("import time:")
+    ]
+    assert imports
+    heavy = {"tensorflow", "keras", "numpy", "sklearn"} & set(imports)
+    assert not heavy, f"{heavy} imported, {seconds:.1f} s"
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_every_flag():
+    text = run_main("--help").stdout
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name}=" in text, field.name

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices asked for are the devices used, or a sentence says why not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from noisy_student.errors import UserError
+from noisy_student.training import distribution
+
+GPUS = tf.config.list_physical_devices("GPU")
+without_gpu = pytest.mark.skipif(bool(GPUS), reason="this machine has a GPU")
+without_tpu = pytest.mark.skipif(
+    os.path.exists("/dev/accel0"), reason="this machine has a TPU"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_tpu_name(monkeypatch):
+    monkeypatch.delenv("TPU_NAME", raising=False)
+
+
+def sentence_of(error):
+    """The message of a UserError, checked to be one line with an end."""
+    message = str(error.value)
+    assert "\n" not in message, repr(message)
+    assert message.endswith("."), repr(message)
+    return message
+
+
+@without_gpu
+@without_tpu
+@pytest.mark.parametrize("name", ("auto", "cpu"))
+def test_one_device_needs_no_strategy(name):
+    strategy = distribution.make_strategy(name)
+    assert strategy is tf.distribute.get_strategy()
+    assert strategy.num_replicas_in_sync == 1
+
+
+@without_gpu
+def test_mirrored_takes_every_cpu():
+    strategy = distribution.make_strategy("mirrored", cpu_devices=2)
+    assert isinstance(strategy, tf.distribute.MirroredStrategy)
+    assert strategy.num_replicas_in_sync == 2
+
+
+@without_gpu
+def test_a_process_has_one_mirrored_strategy():
+    # Two would give their all-reduces the same numbers, and TensorFlow takes
+    # them for one: "Shape mismatch in the collective instance 100".
+    strategy = distribution.make_strategy("mirrored")
+    assert distribution.make_strategy("mirrored") is strategy
+
+
+@without_gpu
+def test_cpu_devices_split_the_cpu_of_a_fresh_process():
+    program = (
+        "from noisy_student.training import distribution\n"
+        "strategy = distribution.make_strategy('mirrored', cpu_devices=3)\n"
+        "print('replicas:', strategy.num_replicas_in_sync)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    assert "replicas: 3" in output, output
+
+
+def test_cpu_devices_cannot_come_too_late():
+    tf.config.list_logical_devices()  # TensorFlow runs from here on
+    with pytest.raises(UserError) as error:
+        distribution.make_strategy("cpu", cpu_devices=3)
+    assert "--cpu_devices=3" in sentence_of(error)
+
+
+@without_gpu
+def test_missing_gpu_is_a_sentence():
+    with pytest.raises(UserError) as error:
+        distribution.make_strategy("gpu")
+    assert "--distribution=cpu" in sentence_of(error)
+
+
+@without_tpu
+def test_missing_tpu_is_a_sentence():
+    with pytest.raises(UserError) as error:
+        distribution.make_strategy("tpu")
+    assert "docs/tpu.md" in sentence_of(error)
+
+
+def test_unknown_name_is_a_sentence():
+    with pytest.raises(UserError) as error:
+        distribution.make_strategy("gpus")
+    message = sentence_of(error)
+    assert "'gpus'" in message
+    for choice in distribution.CHOICES:
+        assert choice in message, message
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ("cpu", "mirrored"))
+def test_cpus_do_not_compile_with_xla(name):
+    strategy = distribution.make_strategy(name)
+    assert distribution.uses_xla(strategy) is False
+    with strategy.scope():
+        assert distribution.uses_xla(strategy) is False
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "size", "advice"),
+    [(2, 7, "make it 6 or 8."), (8, 5, "make it 8."), (3, 100, "99 or 102.")],
+)
+def test_indivisible_batch_gets_advice(num_replicas, size, advice):
+    with pytest.raises(UserError) as error:
+        distribution.check_divisible(num_replicas, labeled=24, unlabeled=size)
+    message = sentence_of(error)
+    assert f"unlabeled batch of {size} images" in message, message
+    assert f"{num_replicas} devices" in message, message
+    assert message.endswith(advice), message
+
+
+def test_divisible_batches_and_absent_ones_pass():
+    distribution.check_divisible(4, labeled=8, unlabeled=0, evaluation=100)
+    distribution.check_divisible(1, labeled=7)
+    with pytest.raises(UserError):
+        distribution.check_divisible(4, labeled=8, unlabeled=0, evaluation=99)
