@@ -124,11 +124,7 @@ def select(run, iteration=None):
     iteration = _choose(run, iteration, "select")
     labels = run.label_store(iteration)
     if labels.missing_shards():
-        raise UserError(
-            f"the labels of iteration {iteration} are not complete in "
-            f"{run.workdir}: make them with "
-            f"{_command(run, 'label')}"
-        )
+        _raise_missing_labels(run, iteration)
     config = run.config
     confidence, predicted_class = labels.confidences()
     rows = {
@@ -384,10 +380,15 @@ def _raise_missing_labels(run, iteration):
     if not run.workdir.has_model(teacher):
         _raise_missing(run, f"no model {teacher} to learn from", teacher)
     raise UserError(
-        f"there are no pseudo-labels for student {iteration} in {run.workdir}: "
-        f"make them with {_command(run, 'label')}"
+        f"the pseudo-labels for student {iteration} are missing or not "
+        f"complete in {run.workdir}: make them with {_command(run, 'label')}"
     )
 
 
 def _command(run, mode):
-    return f"python main.py --mode={mode} --workdir={run.workdir}"
+    """The command that makes what is missing."""
+    command = f"python main.py --mode={mode} --workdir={run.workdir}"
+    if not (run.workdir.path / "run.flags").exists():
+        # Nothing there yet that would remember the others.
+        command += " and your other flags"
+    return command

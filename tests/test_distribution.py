@@ -24,10 +24,9 @@ def no_tpu_name(monkeypatch):
 
 
 def sentence_of(error):
-    """The message of a UserError, checked to be one line with an end."""
+    """The message of a UserError, checked to be one line."""
     message = str(error.value)
     assert "\n" not in message, repr(message)
-    assert message.endswith("."), repr(message)
     return message
 
 
@@ -112,7 +111,11 @@ def test_cpus_do_not_compile_with_xla(name):
 
 @pytest.mark.parametrize(
     ("num_replicas", "size", "advice"),
-    [(2, 7, "make it 6 or 8."), (8, 5, "make it 8."), (3, 100, "99 or 102.")],
+    [
+        (2, 7, "make it 6 or 8"),
+        (8, 5, "make it 8"),
+        (3, 100, "make it 99 or 102"),
+    ],
 )
 def test_indivisible_batch_gets_advice(num_replicas, size, advice):
     with pytest.raises(UserError) as error:
@@ -120,7 +123,7 @@ def test_indivisible_batch_gets_advice(num_replicas, size, advice):
     message = sentence_of(error)
     assert f"unlabeled batch of {size} images" in message, message
     assert f"{num_replicas} devices" in message, message
-    assert message.endswith(advice), message
+    assert message.rstrip(".").endswith(advice), message
 
 
 def test_divisible_batches_and_absent_ones_pass():

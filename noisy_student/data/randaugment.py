@@ -6,8 +6,8 @@ those of the official code on a CPU, byte for byte and at every magnitude, its
 oddities included. Each operation is one plain function of a uint8 image.
 
 Only the drawn operation is computed, in uint8 or in float32 over long rows:
-`tf.where`, `tf.gather` and broadcasts over the three channels would cost
-several times the arithmetic that stands in for them here.
+`tf.where`, `tf.gather` and broadcasts over the channels would cost several
+times the arithmetic that stands in for them.
 """
 
 import functools
@@ -44,11 +44,8 @@ def randaugment(
     Returns:
         uint8 `(H, W, 3)`.
 
-    Raises:
-        ValueError: as `apply_op`.
-
-    Reference: arXiv:1909.13719; noisystudent/randaugment.py,
-    `distort_image_with_randaugment`.
+    Raises: ValueError, as `apply_op` does.
+    Reference: noisystudent/randaugment.py, `distort_image_with_randaugment`.
     """
     image = tf.convert_to_tensor(image)
     # One call draws all that the image may need; most operations need less.
@@ -97,16 +94,16 @@ def apply_op(
         magnitude: M, a Python number from 0 to 30, fractions allowed.
         sign: +1 or -1, Python or scalar tensor: the direction of Rotate,
             ShearX, ShearY, TranslateX and TranslateY.
-        cutout_const: half the side of Cutout's hole at M = 10, in pixels.
-        translate_const: pixels that a translation moves by at M = 10.
+        cutout_const: as in `randaugment`.
+        translate_const: as in `randaugment`.
         center: (row, column) of Cutout's hole; `None` is the middle.
 
     Returns:
         uint8 `(H, W, 3)`.
 
     Raises:
-        ValueError: for an unknown name, a magnitude outside of [0, 30], or
-            an image that is not uint8.
+        ValueError: for an unknown name, a magnitude outside of [0, 30] or an
+            image that is not uint8.
 
     Reference: noisystudent/randaugment.py, `level_to_arg`, `NAME_TO_FUNC`.
     """
@@ -138,8 +135,8 @@ def apply_op(
         "Contrast": lambda: _contrast(image, factor),
         "Brightness": lambda: _blend(0.0, image, factor),
         "Sharpness": lambda: _sharpness(image, factor),
-        "ShearX": lambda: _project(image, [1, shear, 0], [0, 1, 0]),
-        "ShearY": lambda: _project(image, [1, 0, 0], [shear, 1, 0]),
+        "ShearX": lambda: _project(image, [[1, shear, 0], [0, 1, 0]]),
+        "ShearY": lambda: _project(image, [[1, 0, 0], [shear, 1, 0]]),
         "TranslateX": lambda: _translate(image, [0, pixels], sign),
         "TranslateY": lambda: _translate(image, [pixels, 0], sign),
         "SolarizeAdd": lambda: _solarize_add(image, int(level * 110)),
@@ -150,40 +147,23 @@ def apply_op(
 
 @tf.autograph.experimental.do_not_convert
 def cutout(image, pad_size, *, seed):
-    """Fill a square with grey, centered on a pixel drawn uniformly.
+    """Cut a grey square hole around a pixel that is drawn uniformly.
 
-    The extra hole that each small image (CIFAR, SVHN) gets after RandAugment;
-    `pad_size` is there a quarter of the image's side.
+    Small images (CIFAR, SVHN) get one more hole after RandAugment, always.
 
     Args:
         image: uint8 `(H, W, 3)`.
-        pad_size: half the side of the square, in pixels; what lies outside
-            of the image is cut off.
+        pad_size: half the side of the hole; officially a quarter of the image.
         seed: integer `(2,)`.
 
     Returns:
-        uint8 `(H, W, 3)`, 128 inside the square.
+        uint8 `(H, W, 3)`, 128 in the part of the hole inside the image.
 
-    Reference: arXiv:1708.04552; noisystudent/preprocessing.py,
-    `_cifar10_preprocess_for_train`.
+    Reference: noisystudent/preprocessing.py, `_cifar10_preprocess_for_train`.
     """
     image = tf.convert_to_tensor(image)
     center = _pixel_at(image, tf.random.stateless_uniform([2], seed))
     return tf.ensure_shape(_cut_hole(image, pad_size, center), image.shape)
-
-
-def _size(image):
-    """Height and width: Python numbers where known, else scalar tensors."""
-    dynamic = tf.shape(image)
-    return [
-        dynamic[i] if n is None else n for i, n in enumerate(image.shape[:2])
-    ]
-
-
-def _rows(image):
-    """`(H, W, 3)` as `(H, 3 W)`."""
-    height, width = _size(image)
-    return tf.reshape(image, [height, 3 * width])
 
 
 def _pixel_at(image, fractions):
@@ -201,21 +181,22 @@ def _blend(degenerate, image, factor):
 
 def _auto_contrast(image):
     """Stretch each channel to 0..255; a constant channel stays."""
-    height, width = _size(image)
     low = tf.cast(tf.reduce_min(image, axis=[0, 1]), tf.float32)  # (3,)
     high = tf.cast(tf.reduce_max(image, axis=[0, 1]), tf.float32)
     stretch = tf.math.divide_no_nan(255.0, high - low)
     scale = tf.where(high > low, stretch, 1.0)
-    values = tf.cast(_rows(image), tf.float32) * tf.tile(scale, [width])
-    values += tf.tile(-low * stretch, [width])  # (H, 3 W)
-    return tf.reshape(tf.saturate_cast(values, tf.uint8), [height, width, 3])
+    height, width, _ = tf.unstack(tf.shape(image))
+    rows = tf.cast(tf.reshape(image, [height, -1]), tf.float32)  # (H, 3 W)
+    rows = rows * tf.tile(scale, [width]) + tf.tile(-low * stretch, [width])
+    return tf.reshape(tf.saturate_cast(rows, tf.uint8), tf.shape(image))
 
 
 def _equalize(image):
     """Flatten each channel's histogram, in PIL's integer arithmetic."""
-    height, width = _size(image)
+    height, width, _ = tf.unstack(tf.shape(image))
     # One table for all: 0..255 is red, 256..511 green, 512..767 blue.
-    index = tf.cast(_rows(image), tf.int32) + tf.tile([0, 256, 512], [width])
+    index = tf.cast(tf.reshape(image, [height, -1]), tf.int32)  # (H, 3 W)
+    index += tf.tile([0, 256, 512], [width])
     counts = tf.math.bincount(index, minlength=768, maxlength=768)
     below = tf.cumsum(tf.reshape(counts, [3, 256]), axis=1, exclusive=True)
     # All pixels but those of the channel's highest value make 255 steps.
@@ -224,7 +205,7 @@ def _equalize(image):
     table = tf.minimum((below + step // 2) // tf.maximum(step, 1), 255)
     table = tf.where(step > 0, table, tf.range(256))
     table = tf.reshape(tf.cast(table, tf.uint8), [768])
-    return tf.reshape(tf.gather(table, index), [height, width, 3])
+    return tf.reshape(tf.gather(table, index), tf.shape(image))
 
 
 def _posterize(image, bits):
@@ -262,17 +243,15 @@ def _contrast(image, factor):
     """Blend with one grey, which depends on the size, not on the picture.
 
     PIL takes the picture's mean; the official code divides the number of
-    pixels by the number of its histogram's bins.
+    pixels by 256, the number of its histogram's bins.
     """
-    height, width = _size(image)
-    grey = tf.cast(tf.minimum(height * width // 256, 255), tf.float32)
-    return _blend(grey, image, factor)
+    grey = tf.minimum(tf.size(image) // (3 * 256), 255)
+    return _blend(tf.cast(grey, tf.float32), image, factor)
 
 
 def _sharpness(image, factor):
     """Blend with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13."""
-    height, width = _size(image)
-    original = tf.cast(_rows(image), tf.float32)
+    original = tf.cast(tf.reshape(image, [tf.shape(image)[0], -1]), tf.float32)
     # Rounding decides what truncation makes of the nine taps' sum, so they come
     # row by row, as differences (see `_color`). A convolution is slower, and
     # keeps no order that one could rely on.
@@ -280,19 +259,19 @@ def _sharpness(image, factor):
     smooth = 0.0
     for y, x in np.ndindex(3, 3):
         taps = five if y == x == 1 else ones
-        smooth -= taps[y : height - 2 + y, 3 * x : 3 * (width - 2 + x)]
+        smooth -= taps[y : y - 2 or None, 3 * x : 3 * x - 6 or None]
     detail = original[1:-1, 3:-3] - tf.floor(smooth)
     detail = tf.pad(detail, [[1, 1], [3, 3]])  # the border stays as it is
     blended = _blend(original - detail, original, factor)
-    return tf.reshape(blended, [height, width, 3])
+    return tf.reshape(blended, tf.shape(image))
 
 
-def _project(image, x_of, y_of):
-    """Fetch output (x, y) from input (x_of . (x, y, 1), y_of . (x, y, 1))."""
-    matrix = [tf.cast(entry, tf.float32) for entry in [*x_of, *y_of, 0, 0]]
+def _project(image, matrix):
+    """Fetch output (x, y) from the input's `matrix` (2, 3) times (x, y, 1)."""
+    flat = tf.reshape(tf.cast(tf.convert_to_tensor(matrix), tf.float32), [6])
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[tf.newaxis],
-        transforms=tf.stack(matrix)[tf.newaxis],
+        transforms=tf.pad(flat, [[0, 2]])[tf.newaxis],
         output_shape=tf.shape(image)[:2],
         fill_value=float(_GREY),
         interpolation="NEAREST",
@@ -302,14 +281,13 @@ def _project(image, x_of, y_of):
 
 def _rotate(image, degrees):
     """Turn about the middle; positive is counter-clockwise on the screen."""
-    bottom, right = [tf.cast(n - 1, tf.float32) for n in _size(image)]
     radians = degrees * np.float32(math.pi / 180)
     cos, sin = tf.cos(radians), tf.sin(radians)
-    # The signs hide from the optimizer that a square image has a common factor
-    # here, which it would take out, with other roundings.
-    x = (right - (cos * right + sin * -bottom)) / 2
-    y = (bottom - (sin * right - cos * -bottom)) / 2
-    return _project(image, [cos, -sin, x], [sin, cos, y])
+    turn = tf.stack([[cos, -sin], [sin, cos]])
+    corner = tf.cast(tf.shape(image)[1::-1] - 1, tf.float32)  # (x, y)
+    # As a matrix, because the optimizer factorizes a sum of two scalars.
+    offset = (corner - tf.reduce_sum(turn * corner, axis=1)) / 2
+    return _project(image, tf.concat([turn, offset[:, tf.newaxis]], axis=1))
 
 
 def _translate(image, pixels, sign):
@@ -317,7 +295,7 @@ def _translate(image, pixels, sign):
     pixels = np.float32(pixels)
     if np.any(pixels % 1):
         y, x = tf.unstack(sign * pixels)
-        return _project(image, [1, 0, x], [0, 1, y])
+        return _project(image, [[1, 0, x], [0, 1, y]])
     # Whole pixels, the usual case: a window of the padded image.
     size = tf.shape(image)
     margin = tf.minimum([*pixels.astype(int), 0], size)

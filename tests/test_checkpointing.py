@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was stopped, however rudely, ends with the same bits."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from noisy_student.models import efficientnet
+from noisy_student.models.stochastic_depth import Dropout
+from noisy_student.models.stochastic_depth import StochasticDepth
+from noisy_student.training import distribution
+from noisy_student.training import trainer
+from noisy_student.training.checkpointing import Checkpoints
+from noisy_student.training.schedules import exponential_decay
+
+NUM_CLASSES = 3
+IMAGE_SIZE = 4
+STEPS = 4
+
+
+def make_network(*, filters=3, num_blocks=1):
+    """The parts of an EfficientNet that have a state, and no more."""
+    layers = keras.layers
+    pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
+    x = layers.Rescaling(1 / 255, name="normalization")(pixels)
+    x = layers.Conv2D(filters, 1, name="stem_conv")(x)
+    for number in range(num_blocks):
+        name = f"block{number}_"
+        branch = layers.Conv2D(
+            filters, 3, padding="same", use_bias=False, name=name + "conv"
+        )(x)
+        branch = layers.BatchNormalization(name=name + "bn")(branch)
+        branch = StochasticDepth(0.3, name=name + "drop")(branch)
+        x = layers.Add(name=name + "add")([x, branch])
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = Dropout(0.3, name="top_dropout")(x)
+    logits = layers.Dense(NUM_CLASSES, name="predictions")(x)
+    return keras.Model(pixels, logits)
+
+
+def make_model(
+    *,
+    seed,
+    strategy=None,
+    new_process=True,
+    make_network=make_network,
+    **kwargs,
+):
+    """A fresh compiled model, as the phases make one."""
+    if new_process:
+        # Keras counts names from here, as it would there.
+        keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    strategy = strategy or tf.distribute.get_strategy()
+    # Another rate at each step.
+    learning_rate = exponential_decay(0.1, 1, decay_epochs=1, warmup_epochs=2)
+    with strategy.scope():
+        return trainer.make_trainable(
+            make_network(**kwargs),
+            learning_rate=learning_rate,
+            num_labeled=4 // strategy.num_replicas_in_sync,
+            unlabeled_ratio=1.0,
+        )
+
+
+def make_batches(first_step, *, fails_at=None):
+    """Other images and targets at each step, and the same in every run."""
+
+    def batch(step):
+        if fails_at is not None:
+            tf.debugging.assert_less(step, tf.constant(fails_at, tf.int64))
+        seed = tf.stack([step, 0])
+        shape = (8, IMAGE_SIZE, IMAGE_SIZE, 3)
+        pixels = tf.random.stateless_uniform(shape, seed, 0, 256, tf.int32)
+        targets = tf.random.stateless_normal((8, NUM_CLASSES), seed)
+        return tf.cast(pixels, tf.uint8), tf.nn.softmax(targets)
+
+    return tf.data.Dataset.counter(first_step).map(batch)
+
+
+def fit(model, directory, steps, *, batches=make_batches, minutes=60):
+    return trainer.fit(
+        model,
+        batches,
+        steps=steps,
+        checkpoints=Checkpoints(directory / "checkpoints"),
+        checkpoint_minutes=minutes,
+        metrics_path=directory / "metrics.jsonl",
+    )
+
+
+def state_of(model):
+    """Weights, averages, noise and optimizer: (path, array) of each."""
+    variables = [*model.variables, *model.optimizer.variables]
+    return [(v.path, v.numpy()) for v in variables]
+
+
+def assert_same_bits(model, expected):
+    for (path, found), (_, array) in zip(
+        state_of(model), expected, strict=True
+    ):
+        np.testing.assert_array_equal(found, array, err_msg=path)
+
+
+def reported_steps(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """State after four steps in one go."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    model = make_model(seed=1)
+    before = state_of(model)
+    assert fit(model, directory, STEPS) == 0
+    assert reported_steps(directory) == [1, 2, 3, 4]
+    after = state_of(model)
+    # So a model that did not restore one of them would show.
+    for (path, old), (_, new) in zip(before, after, strict=True):
+        assert (old != new).any(), f"{path} did not change in {STEPS} steps"
+    return after
+
+
+@pytest.fixture(scope="module")
+def two_replicas():
+    strategy = distribution.make_strategy("mirrored")
+    if strategy.num_replicas_in_sync != 2:
+        pytest.skip("needs two devices of a kind")
+    return strategy
+
+
+@pytest.fixture
+def small_model():
+    return make_model(seed=1)
+
+
+def test_two_halves_make_a_whole(uninterrupted, tmp_path):
+    first = make_model(seed=1)
+    assert fit(first, tmp_path, 2) == 0
+    # Another seed: nothing of a new model may survive the restoring.
+    second = make_model(seed=2)
+    assert fit(second, tmp_path, STEPS) == 2
+    assert_same_bits(second, uninterrupted)
+    assert reported_steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_killed_run_with_a_damaged_checkpoint(uninterrupted, tmp_path):
+    # The run dies after three steps, checkpoints after each; the newest is cut
+    # off, so that step three is done and reported a second time.
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        fit(
+            make_model(seed=1),
+            tmp_path,
+            STEPS,
+            batches=lambda first: make_batches(first, fails_at=3),
+            minutes=0,
+        )
+    assert reported_steps(tmp_path) == [1, 2, 3]
+    newest = tmp_path / "checkpoints" / "checkpoint-000000003.npz"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    model = make_model(seed=2)
+    assert fit(model, tmp_path, STEPS) == 2
+    assert_same_bits(model, uninterrupted)
+    assert reported_steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_two_halves_make_a_whole_on_two_replicas(two_replicas, tmp_path):
+    whole = make_model(seed=1, strategy=two_replicas)
+    fit(whole, tmp_path / "whole", STEPS)
+    expected = state_of(whole)
+    fit(make_model(seed=1, strategy=two_replicas), tmp_path, 2)
+    resumed = make_model(seed=2, strategy=two_replicas)
+    assert fit(resumed, tmp_path, STEPS) == 2
+    assert_same_bits(resumed, expected)
+    # What is trained came back on the second replica too.
+    for variable in resumed.trainable_weights:
+        first, second = two_replicas.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(first.numpy(), second.numpy())
+
+
+@pytest.mark.slow
+def test_two_halves_of_an_efficientnet(tmp_path):
+    def make(seed):
+        return make_model(
+            seed=seed,
+            make_network=efficientnet.build_model,
+            num_classes=NUM_CLASSES,
+            image_size=IMAGE_SIZE,
+            width=0.1,
+            depth=0.6,
+        )
+
+    whole = make(seed=1)
+    fit(whole, tmp_path / "whole", STEPS)
+    expected = state_of(whole)
+    fit(make(seed=1), tmp_path, 2)
+    resumed = make(seed=2)
+    assert fit(resumed, tmp_path, STEPS) == 2
+    assert_same_bits(resumed, expected)
+
+
+def test_finished_run_does_nothing(small_model, tmp_path):
+    Checkpoints(tmp_path / "checkpoints").save(small_model, STEPS)
+    expected = state_of(small_model)
+
+    def no_batches(first_step):
+        raise AssertionError(f"batches from step {first_step} on")
+
+    model = make_model(seed=2)
+    assert fit(model, tmp_path, STEPS, batches=no_batches) == STEPS
+    assert_same_bits(model, expected)
+
+
+def test_no_checkpoint_is_step_0(small_model, tmp_path):
+    expected = state_of(small_model)
+    assert Checkpoints(tmp_path / "nothing").restore(small_model) == 0
+    assert_same_bits(small_model, expected)
+
+
+def test_keeps_the_newest_two(small_model, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    # In the order of numbers, not of letters.
+    for step in (9, 10, 100, 1000):
+        checkpoints.save(small_model, step)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-000000100.npz", "checkpoint-000001000.npz"]
+    assert checkpoints.restore(small_model) == 1000
+
+
+@pytest.mark.parametrize("damage", ("cut", "empty", "flipped"))
+def test_damaged_newest_is_passed_over(small_model, tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small_model, 1)
+    expected = state_of(small_model)
+    small_model.network.weights[0].assign_add(
+        np.ones(small_model.network.weights[0].shape)
+    )
+    checkpoints.save(small_model, 2)
+    newest = tmp_path / "checkpoint-000000002.npz"
+    content = bytearray(newest.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = b""
+    else:
+        # One bit of the first number of the weight that was changed.
+        place = content.index(small_model.network.weights[0].numpy().tobytes())
+        content[place] ^= 1
+    newest.write_bytes(content)
+    model = make_model(seed=2)
+    assert checkpoints.restore(model) == 1
+    assert_same_bits(model, expected)
+
+
+def test_dying_while_saving_leaves_the_one_before(
+    small_model, tmp_path, monkeypatch
+):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small_model, 1)
+
+    def die(file, **arrays):
+        file.write(b"half of a checkpoint")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(small_model, 2)
+    assert [path.name for path in tmp_path.glob("*.npz")] == [
+        "checkpoint-000000001.npz"
+    ]
+    assert checkpoints.restore(small_model) == 1
+
+
+@pytest.mark.parametrize("change", ({"num_blocks": 2}, {"filters": 5}))
+def test_checkpoint_of_another_architecture(small_model, tmp_path, change):
+    Checkpoints(tmp_path).save(small_model, 1)
+    with pytest.raises(ValueError):
+        Checkpoints(tmp_path).restore(make_model(seed=1, **change))
+
+
+def test_restores_into_a_second_model_of_the_process(small_model, tmp_path):
+    # In a notebook, where nobody resets the names that Keras counts.
+    Checkpoints(tmp_path).save(small_model, 1)
+    model = make_model(seed=2, new_process=False)
+    assert Checkpoints(tmp_path).restore(model) == 1
+    assert_same_bits(model, state_of(small_model))
+
+
+def test_half_a_line_of_metrics_is_dropped(tmp_path):
+    # The run was killed in the middle of a report.
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    trainer.Progress(1, STEPS, path).on_train_begin()
+    assert reported_steps(tmp_path) == [1]
+
+
+def test_metrics_are_means_since_the_line_before(tmp_path):
+    # A rate of 0 and no noise: the loss of every step can be had again.
+    pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
+    x = keras.layers.Rescaling(1 / 255)(pixels)
+    x = keras.layers.Dense(NUM_CLASSES)(keras.layers.Flatten()(x))
+    model = trainer.make_trainable(
+        keras.Model(pixels, x),
+        learning_rate=0.0,
+        num_labeled=4,
+        unlabeled_ratio=0.5,
+    )
+    steps = 20
+    fit(model, tmp_path, steps)
+    labeled, unlabeled = [], []
+    for images, targets in make_batches(0).take(steps):
+        rows = keras.losses.categorical_crossentropy(
+            targets, model(images), from_logits=True
+        ).numpy()
+        labeled.append(rows[:4].mean())
+        unlabeled.append(rows[4:].mean())
+    assert np.std(labeled) > 0.01, f"losses {labeled} show nothing"
+    # Ten lines, of two steps each.
+    labeled = np.reshape(labeled, (10, 2)).mean(-1)
+    unlabeled = np.reshape(unlabeled, (10, 2)).mean(-1)
+    assert reported_steps(tmp_path) == list(range(2, 21, 2))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    for number, line in enumerate(map(json.loads, lines)):
+        expected = {
+            "loss": labeled[number] + 0.5 * unlabeled[number],
+            "labeled_loss": labeled[number],
+            "unlabeled_loss": unlabeled[number],
+            "lr": 0,
+        }
+        found = {name: line[name] for name in expected}
+        assert found == pytest.approx(expected, rel=1e-4), f"line {number}"
+
+
+def test_weight_decay_spares_batch_normalization_alone():
+    network = efficientnet.build_model(
+        "b0", NUM_CLASSES, image_size=8, width=0.1, depth=0.1
+    )
+    model = trainer.make_trainable(network, learning_rate=0.1, num_labeled=4)
+    expected = {
+        weight.path
+        for layer in network.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for weight in layer.trainable_weights
+    }
+    # Of the stem, the top, two in the first block and three in six others.
+    assert len(expected) == 2 * (1 + 1 + 2 + 6 * 3), len(expected)
+    excluded = set(model.optimizer.l2_excluded)
+    assert excluded == expected, sorted(excluded ^ expected)
