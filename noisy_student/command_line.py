@@ -126,7 +126,10 @@ def help_text():
             text += f" Default: {_spell(field.default)}."
         lines.append(f"  --{field.name}={shown}")
         lines.append(f"      {text}")
-    lines += ["  --flagfile=PATH", "      Read flags from a file; put it first."]
+    lines += [
+        "  --flagfile=PATH",
+        "      Read flags from a file; put it first.",
+    ]
     return "\n".join(lines)
 
 
@@ -142,9 +145,7 @@ def _read(arguments):
     except flags.Error as error:
         message = " ".join(str(error).split()).removeprefix("ERROR:: ")
         message = message[0].lower() + message[1:].rstrip(".?")
-        raise UserError(
-            f"{message}; see python main.py --help"
-        ) from error
+        raise UserError(f"{message}; see python main.py --help") from error
     except OSError as error:
         raise UserError(f"cannot open the flagfile: {error}") from error
     if stray:
@@ -233,7 +234,9 @@ def _check_same(workdir, recorded, given):
 
 def _base_type(field):
     if _is_optional(field):
-        return next(t for t in typing.get_args(field.type) if t is not type(None))
+        return next(
+            t for t in typing.get_args(field.type) if t is not type(None)
+        )
     return field.type
 
 

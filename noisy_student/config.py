@@ -22,7 +22,7 @@ MODES = {
     "evaluate": "top-1 and top-5 of the newest model on the evaluation images",
 }
 
-# The networks that models/efficientnet.py builds, known here without TensorFlow.
+# What models/efficientnet.py builds, known here without TensorFlow.
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l0", "l1", "l2")
 
 
@@ -53,7 +53,10 @@ class Config:
     )
     seed: int = _knob(0, "Seed of everything random.", low=0, high=2**31 - 1)
     iteration: int | None = _knob(
-        None, "Which student (0: the teacher); auto: the next.", low=0, free=True
+        None,
+        "Which student (0: the teacher); auto: the next.",
+        low=0,
+        free=True,
     )
     distribution: str = _knob(
         "auto",
@@ -260,8 +263,7 @@ def _check(field, value):
         return
     if choices and value not in choices:
         raise UserError(
-            f"--{field.name} must be one of {', '.join(choices)}, "
-            f"not {value!r}"
+            f"--{field.name} must be one of {', '.join(choices)}, not {value!r}"
         )
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"

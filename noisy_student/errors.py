@@ -7,4 +7,4 @@ traceback, and exits with code 2. Anything else that escapes is a bug.
 
 
 class UserError(Exception):
-    """A mistake in flags, data or files, told in one sentence with the way out."""
+    """A mistake of a user, told in one sentence with the way out."""

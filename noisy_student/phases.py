@@ -17,6 +17,7 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from noisy_student import assembly
 from noisy_student.assembly import open_run
@@ -49,7 +50,11 @@ def run_mode(config):
     }
     run = open_run(config)
     print(console.data_summary(run.labeled, run.unlabeled, run.evaluation))
-    modes[config.mode](run)
+    try:
+        modes[config.mode](run)
+    except tf.errors.InvalidArgumentError as error:
+        # The labels of record files are checked while they are read.
+        raise (sources.label_error(error) or error) from None
 
 
 def iterate(run):
@@ -77,22 +82,7 @@ def label(run, iteration=None):
         _raise_missing(run, f"no model {teacher} to label with", teacher)
     _begin(run)
     labels = run.label_store(iteration)
-    labels.begin(
-        {
-            "source": {
-                "name": run.unlabeled.name,
-                "fingerprint": run.unlabeled.fingerprint,
-                "shard_sizes": list(run.unlabeled.shard_sizes),
-            },
-            "teacher": {
-                "iteration": teacher,
-                "variant": run.config.variant_of(teacher),
-                "sha256": run.workdir.model_hash(teacher),
-            },
-            "classes": list(run.labeled.class_names),
-            "crop": run.config.crop,
-        }
-    )
+    labels.begin(_manifest(run, iteration))
     missing = labels.missing_shards()
     print(f"Label {iteration}: {run.unlabeled.num_examples} images")
     if missing:
@@ -167,8 +157,8 @@ def evaluate(run, iteration=None):
     """Top-1 and top-5 of the newest model on every evaluation image."""
     if run.evaluation is None:
         raise UserError(
-            "there are no evaluation images: give --eval_dir=DIR, --eval_split=SPLIT or "
-            "--eval_tfrecords=GLOB"
+            "there are no evaluation images: give --eval_dir=DIR, "
+            "--eval_split=SPLIT or --eval_tfrecords=GLOB"
         )
     if iteration is None:
         iteration = run.config.iteration
@@ -200,15 +190,7 @@ def _train(run, iteration):
     if workdir.find_result(phase, iteration) and workdir.has_model(iteration):
         print(f"The {role} is trained already: {workdir.model(iteration)}")
         return
-    labels = run.label_store(iteration) if iteration else None
-    if iteration and labels.read_selection() is None:
-        _raise_missing_labels(run, iteration)
-    if iteration and not labels.num_selected():
-        raise UserError(
-            f"no unlabeled image passed --confidence_threshold="
-            f"{config.confidence_threshold} (see {labels.selection_path}): "
-            "lower it, or train a better teacher"
-        )
+    labels = _finished_labels(run, iteration) if iteration else None
     _begin(run)
     started = time.monotonic()
     skipped = _skipped(run)
@@ -262,6 +244,40 @@ def _train(run, iteration):
             f"  {role}: top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%} "
             f"on {record['num_examples']} images"
         )
+
+
+def _finished_labels(run, iteration):
+    """The labels that a student learns from, complete and fitting."""
+    labels = run.label_store(iteration)
+    if labels.read_selection() is None or labels.missing_shards():
+        _raise_missing_labels(run, iteration)
+    labels.begin(_manifest(run, iteration))
+    if not labels.num_selected():
+        raise UserError(
+            f"no unlabeled image passed --confidence_threshold="
+            f"{run.config.confidence_threshold} (see {labels.selection_path}): "
+            "lower it, or train a better teacher"
+        )
+    return labels
+
+
+def _manifest(run, iteration):
+    """What the labels of an iteration depend on."""
+    teacher = iteration - 1
+    return {
+        "source": {
+            "name": run.unlabeled.name,
+            "fingerprint": run.unlabeled.fingerprint,
+            "shard_sizes": list(run.unlabeled.shard_sizes),
+        },
+        "teacher": {
+            "iteration": teacher,
+            "variant": run.config.variant_of(teacher),
+            "sha256": run.workdir.model_hash(teacher),
+        },
+        "classes": list(run.labeled.class_names),
+        "crop": run.config.crop,
+    }
 
 
 def _accuracy(run, iteration):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a run: where each thing stands, and what is already there.
 
-    run.flags          the settings in force
-    results.json       a record for each phase that ended
-    iteration_0/       the teacher: checkpoints, model.keras
-    iteration_1/       labels/ that the teacher gave, then the first student
+run.flags          the settings in force
+results.json       a record for each phase that ended
+iteration_0/       the teacher: checkpoints, model.keras
+iteration_1/       labels/ that the teacher gave, then the first student
 """
 
 import hashlib

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's mistake ends with code 2 and one sentence, before anything is lost."""
+"""A mistake ends with code 2 and one sentence, before anything is lost."""
 
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import REPOSITORY
 from test_end_to_end import save_images
 
@@ -177,3 +179,35 @@ def test_devices_that_are_not_there(tmp_path, capsys, monkeypatch):
         capsys, SMOKE, f"--workdir={tmp_path / 'run'}", "--distribution=tpu"
     )
     assert "TPU" in message
+
+
+def test_labels_that_count_from_one_are_noticed_while_they_are_read(
+    tmp_path, capsys
+):
+    # With --num_classes nothing is scanned first, as on ImageNet.
+    path = tmp_path / "train.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for label in (1, 2):
+            image = tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy()
+            features = {
+                "image/encoded": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[image])
+                ),
+                "image/class/label": tf.train.Feature(
+                    int64_list=tf.train.Int64List(value=[label])
+                ),
+            }
+            example = tf.train.Example(
+                features=tf.train.Features(feature=features)
+            )
+            writer.write(example.SerializeToString())
+    message = fail(
+        capsys,
+        SMOKE,
+        "--dataset=",
+        f"--labeled_tfrecords={path}",
+        "--num_classes=2",
+        f"--workdir={tmp_path / 'run'}",
+        "--mode=teach",
+    )
+    assert "--tfrecord_first_label" in message

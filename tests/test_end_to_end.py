@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of a user, from folders of images to a student, and back again."""
+"""The commands of a user, from folders of images to a student."""
 
 import json
 import shutil
@@ -19,7 +19,11 @@ TINY = (
     "--eval_batch_size=6",
     "--students=b0,b0",
 )
-COLORS = {"blue sky": (20, 20, 220), "grass": (20, 220, 20), "red": (220, 20, 20)}
+COLORS = {
+    "blue sky": (20, 20, 220),
+    "grass": (20, 220, 20),
+    "red": (220, 20, 20),
+}
 # Every format that the README names, and a name that is no identifier.
 ENDINGS = (".jpg", ".png", ".bmp", ".gif", ".webp", ".JPEG")
 
@@ -42,7 +46,10 @@ def photos(tmp_path_factory):
         save_images(root / "labeled" / name, color, 6, number)
         save_images(root / "eval" / name, color, 5, 10 + number)
         save_images(
-            root / "unlabeled" / f"album {number}" / "deep", color, 7, 20 + number
+            root / "unlabeled" / f"album {number}" / "deep",
+            color,
+            7,
+            20 + number,
         )
     (root / "labeled" / "grass" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     (root / "eval" / "red" / "text.png").write_text("this is text")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports flow one way, the settings stop where they should, names are clean."""
+"""Imports flow one way, and the settings stop where they should."""
 
 import ast
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Row k stays the k-th image, from the teacher's output to the student's batch."""
+"""Row k stays the k-th image, from the teacher to the student's batch."""
 
 import json
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter and balance: exact counts, the surest images first, nothing invented."""
+"""Filter and balance: exact counts, and the surest images first."""
 
 import numpy as np
 import pytest

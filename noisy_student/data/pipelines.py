@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded images to batches: the labeled, the mixed, and the inference one.
+"""From encoded images to batches: labeled, mixed, and for inference.
 
 Every random draw is a function of (seed, epoch, position in the epoch): the
 order of epoch e and the noise of its k-th image are the same however the run
@@ -268,11 +268,12 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
             )
 
     def concatenate(*batches):
-        return tuple(tf.concat(rows, axis=0) for rows in zip(*batches))
+        return tuple(tf.concat(rows, axis=0) for rows in zip(*batches, strict=True))
 
     def merge(images, targets):  # (R, (B + U) / R, ...) -> (B + U, ...)
         return tuple(
-            tf.reshape(rows, [-1, *rows.shape[2:]]) for rows in (images, targets)
+            tf.reshape(rows, [-1, *rows.shape[2:]])
+            for rows in (images, targets)
         )
 
     batches = tf.data.Dataset.zip(

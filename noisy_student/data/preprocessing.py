@@ -1,71 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode, crop, resize, flip: from encoded images to squares of pixels.
+"""From encoded bytes to square images: decode, crop, resize, flip.
 
-The official code's geometry, and its resizing: bicubic as TensorFlow 1 did it,
-with pixel corners instead of centres aligned and no antialiasing. Released
-weights expect exactly that.
+Training takes `random_resized_crop` and `random_flip`; evaluation and the
+teacher take `center_crop` (paper, appendix A.1: the teacher sees clean
+images). Small images (CIFAR, SVHN) take `resize` and `pad_and_crop`.
+
+All resizing is TensorFlow 1's bicubic kernel, as in the official code: pixel
+corners aligned at zero, no antialiasing. Other bicubic resizers differ from it
+by 2 of 255 on average. Nothing is normalized: that is the model's first layer.
 """
 
 import tensorflow as tf
 
-# The evaluation crop leaves out this many pixels of a resized image (official
-# preprocessing.py, CROP_PADDING): 224 of 256, 600 of 632.
-CROP_PADDING = 32
+_CROP_PADDING = 32  # pixels around the center crop, at the model's resolution
 
 
 def decode(image_bytes):
-    """Decode a JPEG, PNG, BMP, GIF or WebP image.
+    """Decode an image of any size and common format.
 
     Args:
-        image_bytes: string scalar.
+        image_bytes: string scalar: JPEG (grayscale and CMYK too), PNG (palette,
+            transparency and 16 bits too), GIF (its first frame), BMP (without
+            a palette: TensorFlow does not apply it) or WebP.
 
     Returns:
-        uint8 `(H, W, 3)`; of an animation the first frame.
+        uint8 `(H, W, 3)`; transparency is dropped.
 
     Raises:
-        tf.errors.InvalidArgumentError: if it is none of these, or cut off.
+        tf.errors.InvalidArgumentError: if the bytes cannot be decoded, for
+            instance because they are truncated.
     """
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def resize(image, image_size):
-    """Resize a whole image to a square.
-
-    Args:
-        image: uint8 `(H, W, 3)`.
-        image_size: S in pixels.
-
-    Returns:
-        uint8 `(S, S, 3)`.
-    """
-    if image.shape.as_list()[:2] == [image_size, image_size]:
-        return image
-    return _to_uint8(_bicubic(image, image_size))
+    image.set_shape([None, None, 3])
+    return image
 
 
 def center_crop(image_or_bytes, image_size):
-    """The official evaluation input: the middle of the image, resized.
+    """Cut the central square and resize it: the official evaluation input.
+
+    The square's side is S / (S + 32) of the shorter side of the image.
 
     Args:
-        image_or_bytes: uint8 `(H, W, 3)`, or an encoded image, string scalar.
-        image_size: S in pixels.
+        image_or_bytes: string scalar, an encoded image; or uint8 `(H, W, 3)`.
+        image_size: S, the side of the result in pixels.
 
     Returns:
-        float32 `(S, S, 3)`. Bicubic resizing overshoots, so that values lie a
-        little outside of `[0, 255]`; they are not clipped.
+        float32 `(S, S, 3)`. The bicubic kernel overshoots, and officially
+        nothing clips it: values go from about -40 to 300.
 
-    Reference: noisystudent/preprocessing.py, `_decode_and_center_crop`.
+    Raises:
+        tf.errors.InvalidArgumentError: as `decode`.
+
+    Reference: noisystudent/preprocessing.py, `center_crop`.
     """
     image = tf.convert_to_tensor(image_or_bytes)
     if image.dtype == tf.string:
+        # All of it: `decode_and_crop_jpeg` is off in some pixels at the edges
+        # of the crop, and this is what accuracies are measured with.
         image = decode(image)
-    shape = tf.shape(image)
-    side = tf.cast(tf.minimum(shape[0], shape[1]), tf.float32)
-    crop = tf.cast(image_size / (image_size + CROP_PADDING) * side, tf.int32)
-    top, left = (shape[0] - crop + 1) // 2, (shape[1] - crop + 1) // 2
-    cropped = tf.slice(image, [top, left, 0], [crop, crop, 3])
-    return _bicubic(cropped, image_size)
+    window = _center_window(tf.shape(image)[:2], image_size)
+    return _resize_bicubic(_cut(image, window), image_size)
 
 
 def random_resized_crop(
@@ -76,89 +70,104 @@ def random_resized_crop(
     area_range=(0.08, 1.0),
     aspect_ratio_range=(3 / 4, 4 / 3),
 ):
-    """Cut a random rectangle out of an image and resize it to a square.
+    """Cut a random window and resize it: the official training input.
 
     Args:
-        image_bytes: An encoded image, string scalar. Of a JPEG only the
-            rectangle is decoded.
-        image_size: S in pixels.
+        image_bytes: string scalar, an encoded image.
+        image_size: S, the side of the result in pixels.
         seed: integer `(2,)`.
-        area_range: Area of the rectangle, as a share of the image's.
-        aspect_ratio_range: Width / height of the rectangle.
+        area_range: smallest and largest window, as fractions of the image.
+        aspect_ratio_range: smallest and largest width / height of the window.
 
     Returns:
-        uint8 `(S, S, 3)`.
+        uint8 `(S, S, 3)`. Where ten attempts find no window, and where the
+        window is the whole image, it is the center crop.
 
-    Reference: arXiv:1409.4842 ("Inception crop");
-    noisystudent/preprocessing.py, `_decode_and_random_crop`.
+    Raises:
+        tf.errors.InvalidArgumentError: as `decode`.
+
+    Reference: noisystudent/preprocessing.py, `_random_crop`.
+    Differs: of a JPEG only the window is decoded, which is much faster and
+    changes some pixels at the window's edges.
     """
 
-    def rectangle(shape):
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
-            seed,
-            min_object_covered=0.1,
-            aspect_ratio_range=aspect_ratio_range,
-            area_range=area_range,
-            max_attempts=10,
+    def window(size):
+        begin, window_size, _ = (
+            tf.image.stateless_sample_distorted_bounding_box(
+                tf.concat([size, [3]], axis=0),
+                bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
+                seed=seed,
+                min_object_covered=0.1,
+                aspect_ratio_range=aspect_ratio_range,
+                area_range=area_range,
+                max_attempts=10,
+            )
         )
-        # The sampler gives up on a long image by returning all of it; the
-        # official code then takes the evaluation crop.
-        gave_up = tf.reduce_all(size == shape)
-        return begin, size, gave_up
+        whole = tf.reduce_all(window_size[:2] == size)
+        drawn = tf.concat([begin[:2], window_size[:2]], axis=0)
+        return tf.where(whole, _center_window(size, image_size), drawn)
 
     def from_jpeg():
-        shape = tf.io.extract_jpeg_shape(image_bytes)
-        begin, size, gave_up = rectangle(tf.concat([shape[:2], [3]], 0))
-        window = tf.concat([begin[:2], size[:2]], 0)
-        return tf.cond(
-            gave_up,
-            lambda: center_crop(image_bytes, image_size),
-            lambda: _bicubic(
-                tf.io.decode_and_crop_jpeg(image_bytes, window, channels=3),
-                image_size,
-            ),
-        )
+        size = tf.io.extract_jpeg_shape(image_bytes)[:2]
+        return tf.io.decode_and_crop_jpeg(image_bytes, window(size), channels=3)
 
-    def from_others():
+    def from_other():
         image = decode(image_bytes)
-        begin, size, gave_up = rectangle(tf.shape(image))
-        return tf.cond(
-            gave_up,
-            lambda: center_crop(image, image_size),
-            lambda: _bicubic(tf.slice(image, begin, size), image_size),
-        )
+        return _cut(image, window(tf.shape(image)[:2]))
 
-    is_jpeg = tf.io.is_jpeg(image_bytes)
-    return _to_uint8(tf.cond(is_jpeg, from_jpeg, from_others))
+    image = tf.cond(tf.io.is_jpeg(image_bytes), from_jpeg, from_other)
+    return _to_uint8(_resize_bicubic(image, image_size))
+
+
+def resize(image, image_size):
+    """Resize a whole image, not keeping its aspect ratio.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        image_size: S, the side of the result in pixels.
+
+    Returns:
+        uint8 `(S, S, 3)`; an image of that size is returned as it is.
+    """
+    if tf.convert_to_tensor(image).shape == (image_size, image_size, 3):
+        return image
+    return _to_uint8(_resize_bicubic(image, image_size))
 
 
 def pad_and_crop(image, padding, *, seed):
-    """Reflect the borders outward, then cut the old size out at random.
+    """Shift an image by up to `padding` pixels, mirroring what comes in.
 
     Args:
         image: uint8 `(H, W, 3)`.
-        padding: Pixels on each side, less than H and W.
+        padding: pixels added on every side before the crop, 4 officially.
         seed: integer `(2,)`.
 
     Returns:
-        uint8 `(H, W, 3)`.
+        uint8 `(H, W, 3)`: one of `(2 padding + 1)^2` windows, all as likely.
 
-    Reference: noisystudent/preprocessing.py, the 32-pixel path.
+    Raises:
+        ValueError: if the image is known to be too small to be mirrored.
+        tf.errors.InvalidArgumentError: if it turns out to be too small.
+
+    Reference: noisystudent/preprocessing.py, `small_image_crop`.
     """
-    shape = tf.shape(image)
-    paddings = [[padding, padding], [padding, padding], [0, 0]]
-    padded = tf.pad(image, paddings, "REFLECT")
-    corner = tf.random.stateless_uniform(
-        [2], seed, 0, 2 * padding + 1, tf.int32
+    image = tf.convert_to_tensor(image)
+    if any(side is not None and side <= padding for side in image.shape[:2]):
+        raise ValueError(
+            f"padding must be smaller than the image, got {padding} pixels "
+            f"for an image of shape {tuple(image.shape)}."
+        )
+    sides = [[padding, padding], [padding, padding], [0, 0]]
+    padded = tf.pad(image, sides, mode="REFLECT")
+    shift = tf.random.stateless_uniform(
+        [2], seed, minval=0, maxval=2 * padding + 1, dtype=tf.int32
     )
-    cropped = tf.slice(padded, tf.concat([corner, [0]], 0), shape)
-    return tf.ensure_shape(cropped, image.shape)
+    window = tf.concat([shift, tf.shape(image)[:2]], axis=0)
+    return tf.ensure_shape(_cut(padded, window), image.shape)
 
 
 def random_flip(image, *, seed):
-    """Mirror an image with probability 1/2.
+    """Mirror an image left to right, with probability 1/2.
 
     Args:
         image: uint8 `(H, W, 3)`.
@@ -167,20 +176,34 @@ def random_flip(image, *, seed):
     Returns:
         uint8 `(H, W, 3)`.
     """
-    flip = tf.random.stateless_uniform([], seed) < 0.5
-    return tf.cond(flip, lambda: image[:, ::-1], lambda: image)
+    return tf.image.stateless_random_flip_left_right(image, seed)
 
 
-def _bicubic(image, image_size):
-    resized = tf.raw_ops.ResizeBicubic(
+def _center_window(size, image_size):
+    """The central square of an image of `size`: (top, left, side, side)."""
+    shorter = tf.cast(tf.reduce_min(size), tf.float32)
+    fraction = image_size / (image_size + _CROP_PADDING)
+    side = tf.maximum(tf.cast(fraction * shorter, tf.int32), 1)
+    offset = (size - side + 1) // 2
+    return tf.concat([offset, [side, side]], axis=0)
+
+
+def _cut(image, window):
+    """The part of an image in a window (top, left, height, width)."""
+    begin = tf.concat([window[:2], [0]], axis=0)
+    return tf.slice(image, begin, tf.concat([window[2:], [3]], axis=0))
+
+
+def _resize_bicubic(image, image_size):
+    """TensorFlow 1's `resize_bicubic`: any dtype to float32 `(S, S, 3)`."""
+    return tf.raw_ops.ResizeBicubic(
         images=image[tf.newaxis],
         size=[image_size, image_size],
         align_corners=False,
         half_pixel_centers=False,
     )[0]
-    return tf.ensure_shape(resized, [image_size, image_size, 3])
 
 
 def _to_uint8(image):
-    # Truncates, as the official code's clip and cast do.
-    return tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
+    """Clip to [0, 255], then truncate, as the official code does."""
+    return tf.saturate_cast(image, tf.uint8)

@@ -2,12 +2,10 @@
 """RandAugment as Noisy Student uses it: 16 operations, two per image, M = 27.
 
 The student's input noise (paper, section 2 and appendix A.1). The results are
-those of the official code on a CPU, byte for byte and at every magnitude, its
-oddities included. Each operation is one plain function of a uint8 image.
+those of the official code on a CPU, byte for byte and at every magnitude.
 
-Only the drawn operation is computed, in uint8 or in float32 over long rows:
-`tf.where`, `tf.gather` and broadcasts over the channels would cost several
-times the arithmetic that stands in for them.
+Only the drawn operation is computed, and with arithmetic over long rows where
+`tf.where`, `tf.gather` or a broadcast over the channels would be slow.
 """
 
 import functools
@@ -25,9 +23,6 @@ OPS = tuple(
 _GREY = np.uint8(128)  # fills holes, and what comes in from outside
 
 
-# No AutoGraph in this file: all control flow is Python's, settled while the
-# graph is built.
-@tf.autograph.experimental.do_not_convert
 def randaugment(
     image, num_ops, magnitude, *, seed, cutout_const=40, translate_const=100
 ):
@@ -44,13 +39,14 @@ def randaugment(
     Returns:
         uint8 `(H, W, 3)`.
 
-    Raises: ValueError, as `apply_op` does.
+    Raises:
+        ValueError: as `apply_op`.
+
     Reference: noisystudent/randaugment.py, `distort_image_with_randaugment`.
     """
     image = tf.convert_to_tensor(image)
     # One call draws all that the image may need; most operations need less.
     for draw in tf.unstack(tf.random.stateless_uniform([num_ops, 4], seed)):
-        index = tf.cast(draw[0] * len(OPS), tf.int32)
         apply = functools.partial(
             apply_op,
             image=image,
@@ -61,11 +57,11 @@ def randaugment(
             center=_pixel_at(image, draw[2:]),
         )
         branches = [functools.partial(apply, name) for name in OPS]
-        image = tf.switch_case(index, branches)
+        image = tf.switch_case(tf.cast(draw[0] * len(OPS), tf.int32), branches)
     return image
 
 
-@tf.autograph.experimental.do_not_convert
+@tf.autograph.experimental.do_not_convert  # all control flow is Python's
 def apply_op(
     name,
     image,
@@ -116,12 +112,9 @@ def apply_op(
         raise ValueError(f"image must be uint8, got {image.dtype.name}.")
     level = magnitude / 10
     factor = level * 1.8 + 0.1
-    if factor == 1 and name in ("Color", "Contrast", "Brightness", "Sharpness"):
-        return image
     sign = tf.cast(sign, tf.float32)
     shear = sign * np.float32(level * 0.3)
-    pixels = level * translate_const
-    hole = int(level * cutout_const)
+    pixels, hole = level * translate_const, int(level * cutout_const)
     if center is None:
         center = _pixel_at(image, (0.5, 0.5))
     operations = {
@@ -137,24 +130,21 @@ def apply_op(
         "Sharpness": lambda: _sharpness(image, factor),
         "ShearX": lambda: _project(image, [[1, shear, 0], [0, 1, 0]]),
         "ShearY": lambda: _project(image, [[1, 0, 0], [shear, 1, 0]]),
-        "TranslateX": lambda: _translate(image, [0, pixels], sign),
-        "TranslateY": lambda: _translate(image, [pixels, 0], sign),
+        "TranslateX": lambda: _translate(image, pixels, sign, axis=1),
+        "TranslateY": lambda: _translate(image, pixels, sign, axis=0),
         "SolarizeAdd": lambda: _solarize_add(image, int(level * 110)),
         "Cutout": lambda: _cut_hole(image, hole, center),
     }
     return tf.ensure_shape(operations[name](), image.shape)
 
 
-@tf.autograph.experimental.do_not_convert
 def cutout(image, pad_size, *, seed):
-    """Cut a grey square hole around a pixel that is drawn uniformly.
-
-    Small images (CIFAR, SVHN) get one more hole after RandAugment, always.
+    """Cut the hole that small images (CIFAR, SVHN) get after RandAugment.
 
     Args:
         image: uint8 `(H, W, 3)`.
         pad_size: half the side of the hole; officially a quarter of the image.
-        seed: integer `(2,)`.
+        seed: integer `(2,)`; draws the center uniformly from all pixels.
 
     Returns:
         uint8 `(H, W, 3)`, 128 in the part of the hole inside the image.
@@ -203,9 +193,9 @@ def _equalize(image):
     lower = tf.where(below < height * width, below, 0)
     step = tf.reduce_max(lower, axis=1, keepdims=True) // 255
     table = tf.minimum((below + step // 2) // tf.maximum(step, 1), 255)
-    table = tf.where(step > 0, table, tf.range(256))
-    table = tf.reshape(tf.cast(table, tf.uint8), [768])
-    return tf.reshape(tf.gather(table, index), tf.shape(image))
+    table = tf.cast(tf.where(step > 0, table, tf.range(256)), tf.uint8)
+    equalized = tf.gather(tf.reshape(table, [768]), index)
+    return tf.reshape(equalized, tf.shape(image))
 
 
 def _posterize(image, bits):
@@ -223,8 +213,7 @@ def _solarize(image, threshold):
 def _solarize_add(image, addition):
     """Brighten the values below 128."""
     dark = tf.cast(image < np.uint8(128), tf.uint8)
-    room = 255 - image
-    return image + dark * tf.minimum(room, np.uint8(min(addition, 255)))
+    return image + dark * tf.minimum(255 - image, np.uint8(min(addition, 255)))
 
 
 def _color(image, factor):
@@ -240,11 +229,7 @@ def _color(image, factor):
 
 
 def _contrast(image, factor):
-    """Blend with one grey, which depends on the size, not on the picture.
-
-    PIL takes the picture's mean; the official code divides the number of
-    pixels by 256, the number of its histogram's bins.
-    """
+    """Blend with one grey: number of pixels / 256, where PIL takes the mean."""
     grey = tf.minimum(tf.size(image) // (3 * 256), 255)
     return _blend(tf.cast(grey, tf.float32), image, factor)
 
@@ -253,15 +238,14 @@ def _sharpness(image, factor):
     """Blend with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13."""
     original = tf.cast(tf.reshape(image, [tf.shape(image)[0], -1]), tf.float32)
     # Rounding decides what truncation makes of the nine taps' sum, so they come
-    # row by row, as differences (see `_color`). A convolution is slower, and
-    # keeps no order that one could rely on.
+    # row by row, as differences (see `_color`); a convolution keeps no order.
     ones, five = original * np.float32(-1 / 13), original * np.float32(-5 / 13)
     smooth = 0.0
     for y, x in np.ndindex(3, 3):
         taps = five if y == x == 1 else ones
         smooth -= taps[y : y - 2 or None, 3 * x : 3 * x - 6 or None]
-    detail = original[1:-1, 3:-3] - tf.floor(smooth)
-    detail = tf.pad(detail, [[1, 1], [3, 3]])  # the border stays as it is
+    # The border has no detail: it stays as it is.
+    detail = tf.pad(original[1:-1, 3:-3] - tf.floor(smooth), [[1, 1], [3, 3]])
     blended = _blend(original - detail, original, factor)
     return tf.reshape(blended, tf.shape(image))
 
@@ -290,17 +274,19 @@ def _rotate(image, degrees):
     return _project(image, tf.concat([turn, offset[:, tf.newaxis]], axis=1))
 
 
-def _translate(image, pixels, sign):
-    """Fetch from `pixels` (rows, columns) further on, or back."""
-    pixels = np.float32(pixels)
-    if np.any(pixels % 1):
-        y, x = tf.unstack(sign * pixels)
+def _translate(image, pixels, sign, axis):
+    """Fetch from `pixels` further down (axis 0) or right (axis 1), or back."""
+    pixels, size = np.float32(pixels), tf.shape(image)
+    if pixels % 1:
+        x, y = [sign * pixels if axis == a else 0.0 for a in (1, 0)]
         return _project(image, [[1, 0, x], [0, 1, y]])
-    # Whole pixels, the usual case: a window of the padded image.
-    size = tf.shape(image)
-    margin = tf.minimum([*pixels.astype(int), 0], size)
-    padded = tf.pad(image, tf.stack([margin, margin], 1), constant_values=_GREY)
-    return tf.slice(padded, margin + tf.cast(sign, tf.int32) * margin, size)
+    # Whole pixels, the usual case: a window of the image between fillings.
+    margin = tf.minimum(int(pixels), size[axis])
+    along = np.arange(3) == axis
+    filling = tf.fill(tf.where(along, margin, size), _GREY)
+    wide = tf.concat([filling, image, filling], axis)
+    begin = tf.where(along, margin + tf.cast(sign, tf.int32) * margin, 0)
+    return tf.slice(wide, begin, size)
 
 
 def _cut_hole(image, pad_size, center):

@@ -218,7 +218,7 @@ def undecodable(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
             for shard, row in zip(shards, rows, strict=True):
                 failed[shard][row] = False
     except _READ_ERRORS as error:
-        raise UserError(
+        raise label_error(error) or UserError(
             f"{source.name} cannot be read to its end "
             f"({_reason(error)}): repair or replace the damaged file"
         ) from error
@@ -232,6 +232,19 @@ def undecodable(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
                 except _READ_ERRORS as error:
                     reasons[shard, row] = _reason(error)
     return reasons
+
+
+def label_error(error):
+    """The mistake in the labels that a failed read tells of.
+
+    Args:
+        error: what TensorFlow raised while a source was read.
+
+    Returns:
+        A `UserError` if it comes from `checked_label`, else None.
+    """
+    found = re.search(r"assertion failed: \[(.*?)\] \[-?\d+\]", str(error))
+    return UserError(found.group(1)) if found else None
 
 
 def source_in_memory(*, references, labels, row_name, **fields):

@@ -68,18 +68,18 @@ def tfrecords(
         class_names = map(str, range(num_classes))
     class_names = tuple(class_names)
 
+    out_of_range = (
+        f"a label of {printable(pattern)} is outside the {len(class_names)} "
+        f"classes: correct --tfrecord_first_label={first_label} or "
+        "--num_classes"
+    )
+
     def parse(record):
         example = tf.io.parse_single_example(record, features)
         if not labeled:
             return example[_IMAGE], tf.constant(NO_LABEL, tf.int64)
-        label = checked_label(
-            example[_LABEL] - first_label,
-            class_names,
-            f"a label of {printable(pattern)} is outside the "
-            f"{len(class_names)} classes, counted from "
-            f"--tfrecord_first_label={first_label}",
-        )
-        return example[_IMAGE], label
+        label = example[_LABEL] - first_label
+        return example[_IMAGE], checked_label(label, class_names, out_of_range)
 
     return record_source(
         name=printable(pattern),

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from noisy_student.data import pipelines
 
-
 # Rows that are expanded at once: enough to forget what a function call costs.
 ROWS_AT_ONCE = 64
 

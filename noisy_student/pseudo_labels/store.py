@@ -3,7 +3,7 @@
 
     labels/
       manifest.json               source, teacher, classes: what the rows mean
-      probs-00000-of-00002.npy    float16 (N_i, C), row k = k-th image of shard 0
+      probs-00000-of-00002.npy    float16 (N_i, C), row k = k-th image
       copies-00000-of-00002.npy   uint32 (N_i,), how often a pass shows each
       selection.json              threshold, images per class, what was kept
 
@@ -67,7 +67,7 @@ class LabelStore:
             return
         existing = json.loads(self.manifest_path.read_text())
         for key in manifest:
-            if existing.get(key) != manifest[key]:
+            if _identity(existing.get(key)) != _identity(manifest[key]):
                 raise UserError(
                     f"the labels in {self.directory} were made with another "
                     f"{key} ({_short(existing.get(key))}, now "
@@ -148,6 +148,13 @@ class LabelStore:
         write_atomically(
             path, lambda file: np.save(file, array, allow_pickle=False)
         )
+
+
+def _identity(value):
+    """What must not change: folders may be moved, so their names may."""
+    if isinstance(value, dict):
+        return {key: value[key] for key in value if key != "name"}
+    return value
 
 
 def _short(value):

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RandAugment gives the official bytes, and draws what it should draw.
+
+`golden/randaugment` holds the official results for a synthetic image, so that
+this file proves something by itself; the whole set is beside the checkout.
+"""
+
+import functools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from PIL import ImageOps
+
+from noisy_student.data import randaugment
+
+BUNDLED = pathlib.Path(__file__).parent / "golden" / "randaugment"
+ANY_SIZE = tf.TensorSpec([None, None, 3], tf.uint8)
+NUM_SEEDS = 4096
+
+
+def noise(height, width):
+    rng = np.random.default_rng(height * 1000 + width)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def golden_cases(folder):
+    """Yield (key, image, expected, arguments of `apply_op`)."""
+    index = json.loads((folder / "index.json").read_text())
+    arrays = {path.name: np.load(path) for path in folder.glob("*.npz")}
+    images = {key: arrays["inputs.npz"][key] for key in arrays["inputs.npz"]}
+    for case in index["cases"]:
+        args = case["args"]
+        call = {
+            "name": case["op"],
+            "magnitude": case["magnitude"] or 7,  # three have no use for it
+            "sign": case["sign"] or 1,
+            "center": (
+                args.get("center_height", 0),
+                args.get("center_width", 0),
+            ),
+            "cutout_const": case["cutout_const"],
+            "translate_const": case["translate_const"],
+        }
+        if case["op"] == "CutoutSmallPath":
+            call |= {"name": "Cutout", "magnitude": 10}
+            call["cutout_const"] = args["pad_size"]
+        expected = arrays[case["file"]][case["key"]]
+        yield case["key"], images[case["image"]], expected, call
+
+
+def count_differences(result, expected):
+    assert result.shape == expected.shape, (result.shape, expected.shape)
+    return int(np.sum(np.asarray(result) != expected))
+
+
+@pytest.mark.parametrize("name", randaugment.OPS)
+def test_official_bytes_on_a_synthetic_image(name):
+    cases = [c for c in golden_cases(BUNDLED) if c[3]["name"] == name]
+    assert cases, f"no case for {name}"
+    for key, image, expected, call in cases:
+        result = randaugment.apply_op(image=image, **call)
+        wrong = count_differences(result, expected)
+        assert not wrong, f"{key}: {wrong} of {expected.size} bytes differ"
+
+
+def test_official_bytes_in_every_case(golden):
+    # In a graph that knows no sizes: as fast as it gets, and a third way
+    # beside the eager one and that of known sizes, below.
+    @functools.cache
+    def compiled(**fixed):
+        signature = [
+            ANY_SIZE,
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([2], tf.int32),
+        ]
+
+        @tf.function(input_signature=signature)
+        def apply(image, sign, center):
+            return randaugment.apply_op(
+                image=image, sign=sign, center=tf.unstack(center), **fixed
+            )
+
+        return apply
+
+    wrong = {}
+    num_cases = 0
+    for key, image, expected, call in golden_cases(golden / "randaugment"):
+        sign, center = call.pop("sign"), call.pop("center")
+        result = compiled(**call)(image, sign, center)
+        if count := count_differences(result, expected):
+            wrong[key] = count
+        num_cases += 1
+    assert num_cases == 826, f"{num_cases} cases, of 826"
+    assert not wrong, f"{len(wrong)} cases differ, in bytes: {wrong}"
+
+
+@pytest.mark.parametrize("name", randaugment.OPS)
+def test_dataset_map_equals_eager(name):
+    # TensorFlow's graph optimizer rewrites sums of constant and known sizes;
+    # on this size it changed Rotate, Sharpness and Color once.
+    image = noise(224, 224)
+
+    def strong_and_weak(sign):
+        return [
+            randaugment.apply_op(name, image, magnitude, sign=sign)
+            for magnitude in (9, 27)
+        ]
+
+    signs = [1, -1]
+    dataset = tf.data.Dataset.from_tensor_slices(signs).map(strong_and_weak)
+    for sign, mapped in zip(signs, dataset, strict=True):
+        for eager, graph in zip(strong_and_weak(sign), mapped, strict=True):
+            wrong = count_differences(graph, eager.numpy())
+            assert not wrong, f"{name}, sign {sign}: {wrong} bytes differ"
+
+
+@pytest.mark.parametrize("size", [(17, 31), (48, 25), (2, 3)])
+@pytest.mark.parametrize("name", randaugment.OPS)
+def test_shape_and_dtype_are_kept(name, size):
+    image = noise(*size)
+    for magnitude in (0, 5, 10, 15, 27, 30):
+        result = randaugment.apply_op(name, image, magnitude)
+        got = (result.shape, result.dtype)
+        assert got == (image.shape, tf.uint8), f"M = {magnitude}: {got}"
+
+
+def test_unknown_size():
+    image = noise(17, 31)
+
+    @tf.function(input_signature=[ANY_SIZE])
+    def every_op(image):
+        return [randaugment.apply_op(n, image, 13) for n in randaugment.OPS]
+
+    shapes = {tuple(s) for s in every_op.get_concrete_function().output_shapes}
+    assert shapes == {(None, None, 3)}, shapes
+    for name, result in zip(randaugment.OPS, every_op(image), strict=True):
+        expected = randaugment.apply_op(name, image, 13).numpy()
+        wrong = count_differences(result, expected)
+        assert not wrong, f"{name}: {wrong} of {expected.size} bytes differ"
+
+
+@pytest.mark.parametrize("magnitude", [2.5, 5, 9.9, 12.5, 20])
+def test_posterize_equals_pil(magnitude):
+    image = noise(40, 30)
+    bits = int(magnitude * 4 / 10)
+    expected = ImageOps.posterize(Image.fromarray(image), bits)
+    result = randaugment.apply_op("Posterize", image, magnitude)
+    wrong = count_differences(result, np.asarray(expected))
+    assert not wrong, f"{bits} bits: {wrong} of {image.size} bytes differ"
+
+
+@pytest.mark.parametrize("magnitude", [1, 5, 9.9])
+def test_solarize_equals_pil(magnitude):
+    image = noise(40, 30)
+    threshold = int(magnitude * 25.6)
+    expected = ImageOps.solarize(Image.fromarray(image), threshold)
+    result = randaugment.apply_op("Solarize", image, magnitude)
+    wrong = count_differences(result, np.asarray(expected))
+    assert not wrong, f"from {threshold}: {wrong} of {image.size} bytes differ"
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle", "tolerance"),
+    [
+        ("Invert", ImageOps.invert, 0),
+        ("Equalize", ImageOps.equalize, 0),
+        ("AutoContrast", ImageOps.autocontrast, 1),  # in double precision
+    ],
+)
+def test_histogram_ops_equal_pil(name, oracle, tolerance):
+    # A narrow range, so that there is something to stretch; a constant
+    # channel, which has no range at all.
+    image = noise(60, 50) // 3 + np.uint8(40)
+    image[..., 1] = 77
+    expected = np.asarray(oracle(Image.fromarray(image))).astype(int)
+    result = randaugment.apply_op(name, image, 9).numpy()
+    error = np.abs(result - expected).max()
+    assert error <= tolerance, f"off by {error}, more than {tolerance}"
+
+
+@pytest.mark.parametrize("magnitude", range(31))
+def test_posterize_is_what_the_kernel_makes_of_a_byte(magnitude):
+    # The official shifts, 8 - int(4 L), as the byte that TensorFlow 1 made.
+    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    shift = np.uint8((8 - int(magnitude / 10 * 4)) % 256)
+    expected = tf.bitwise.left_shift(
+        tf.bitwise.right_shift(image, shift), shift
+    )
+    result = randaugment.apply_op("Posterize", image, magnitude)
+    wrong = count_differences(result, expected.numpy())
+    assert not wrong, f"shift {shift}: {wrong} of {image.size} bytes differ"
+
+
+@pytest.mark.parametrize(
+    ("name", "magnitude", "values"),
+    [
+        ("Solarize", 0, [255, 155, 127, 75, 0]),  # threshold 0
+        ("Solarize", 10, [255, 155, 127, 75, 0]),  # 256 = 0
+        ("Solarize", 15, [0, 100, 127, 75, 0]),  # 384 = 128
+        ("Solarize", 27, [0, 100, 128, 75, 0]),  # 691 = 179
+        ("Posterize", 0, [0, 0, 128, 128, 128]),  # 0 bits
+        ("Posterize", 27, [0, 0, 128, 128, 128]),  # 10 bits
+        ("SolarizeAdd", 10, [110, 210, 128, 180, 255]),
+        ("SolarizeAdd", 20, [220, 255, 128, 180, 255]),
+        ("SolarizeAdd", 27, [255, 255, 128, 180, 255]),  # adds 297
+    ],
+)
+def test_arguments_beyond_a_byte(name, magnitude, values):
+    image = np.uint8([0, 100, 128, 180, 255]).repeat(6).reshape(5, 2, 3)
+    result = randaugment.apply_op(name, image, magnitude).numpy()
+    assert result[:, 0, 0].tolist() == values
+
+
+@pytest.mark.parametrize("size", [(40, 40), (700, 40)])
+def test_contrast_blends_with_a_grey_of_the_size(size):
+    grey = min(size[0] * size[1] // 256, 255)
+    image = np.full([*size, 3], 100, np.uint8)
+    result = randaugment.apply_op("Contrast", image, 0).numpy()  # factor 0.1
+    expected = int(grey + 0.1 * (100 - grey))
+    assert (result == expected).all(), f"{result[0, 0]}, not {expected}"
+
+
+def test_cutout_takes_the_middle_by_default():
+    image = np.zeros((9, 13, 3), np.uint8)
+    result = randaugment.apply_op("Cutout", image, 10, cutout_const=2).numpy()
+    expected = image.copy()
+    expected[2:6, 4:8] = 128  # 2 pixels before and after row 4, column 6
+    wrong = count_differences(result, expected)
+    assert not wrong, f"{wrong} bytes differ from the square"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"name": "Blur"}, "Unknown op 'Blur'.*AutoContrast.*Cutout"),
+        ({"magnitude": 31}, r"\[0, 30\], got 31"),
+        ({"magnitude": -0.1}, r"\[0, 30\], got -0.1"),
+        ({"image": np.zeros((4, 4, 3), np.float32)}, "uint8, got float32"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    good = {"name": "Invert", "image": noise(4, 4), "magnitude": 9}
+    with pytest.raises(ValueError, match=message):
+        randaugment.apply_op(**(good | call))
+
+
+def seeds(count):
+    return tf.data.Dataset.range(count).map(lambda i: tf.stack([i, 5]))
+
+
+def test_a_result_is_a_function_of_its_seed():
+    image = noise(32, 32)
+    augment = functools.partial(randaugment.randaugment, image, 2, 9)
+    dataset = seeds(64).map(lambda seed: augment(seed=seed))
+    assert dataset.element_spec == tf.TensorSpec([32, 32, 3], tf.uint8)
+    first, second = [
+        [x.tobytes() for x in d.as_numpy_iterator()] for d in (dataset, dataset)
+    ]
+    assert first == second
+    eager = [augment(seed=seed).numpy().tobytes() for seed in seeds(8)]
+    assert first[:8] == eager
+    # Same pair and same signs at most: some coincide, most do not.
+    assert len(set(first)) > 50, f"{len(set(first))} of 64 results differ"
+
+
+def test_no_operations():
+    image = noise(8, 8)
+    result = randaugment.randaugment(image, 0, 9, seed=[1, 2])
+    assert count_differences(result, image) == 0
+
+
+def test_draws_are_uniform_and_with_replacement(monkeypatch):
+    def tell_arguments(name, image, magnitude, *, sign, center, **consts):
+        del magnitude, consts
+        row, column = center
+        told = [randaugment.OPS.index(name), sign > 0, row, column]
+        told = tf.stack([tf.cast(argument, tf.uint8) for argument in told])
+        return tf.concat([image, tf.broadcast_to(told, [8, 8, 4])], axis=2)
+
+    monkeypatch.setattr(randaugment, "apply_op", tell_arguments)
+    image = np.zeros((8, 8, 0), np.uint8)
+    dataset = seeds(NUM_SEEDS).map(
+        lambda seed: randaugment.randaugment(image, 2, 9, seed=seed)[0, 0]
+    )
+    told = np.stack(list(dataset.as_numpy_iterator()))  # (seeds, 2 * 4)
+    again = told[:, 0] == told[:, 4]
+    for column, choices in enumerate([16, 2, 8, 8] * 2):
+        counts = np.bincount(told[:, column], minlength=choices)
+        mean = NUM_SEEDS / choices
+        limit = 5 * np.sqrt(mean * (1 - 1 / choices))
+        assert len(counts) == choices, f"column {column}: {counts}"
+        assert np.abs(counts - mean).max() < limit, f"column {column}: {counts}"
+    mean = NUM_SEEDS / 16
+    assert abs(again.sum() - mean) < 5 * np.sqrt(mean), f"{again.sum()}, {mean}"
+
+
+def test_only_the_drawn_operation_is_computed():
+    augment = tf.function(
+        lambda image, seed: randaugment.randaugment(image, 2, 9, seed=seed)
+    )
+    graph = augment.get_concrete_function(
+        ANY_SIZE, tf.TensorSpec([2], tf.int64)
+    ).graph
+    types = [operation.type for operation in graph.get_operations()]
+    switches = [t for t in types if t.endswith("Case")]
+    assert len(switches) == 2, f"{len(switches)} switches for 2 operations"
+    assert "ImageProjectiveTransformV3" not in types
+
+
+def test_small_image_hole():
+    image = np.zeros((12, 16, 3), np.uint8)
+    dataset = seeds(400).map(
+        lambda seed: randaugment.cutout(image, 3, seed=seed)
+    )
+    centers = set()
+    for result in dataset.as_numpy_iterator():
+        rows, columns = np.nonzero(result[..., 0])
+        hole = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        expected = image.copy()
+        expected[hole] = 128
+        wrong = count_differences(result, expected)
+        assert not wrong, f"{wrong} bytes differ from a rectangle"
+        # Its lower right end gives the center away, unless it is clipped.
+        centers.add((hole[0].stop - 3, hole[1].stop - 3))
+    found = [{c[axis] for c in centers} for axis in (0, 1)]
+    assert found == [set(range(10)), set(range(14))], found
