@@ -268,7 +268,9 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
             )
 
     def concatenate(*batches):
-        return tuple(tf.concat(rows, axis=0) for rows in zip(*batches, strict=True))
+        return tuple(
+            tf.concat(rows, axis=0) for rows in zip(*batches, strict=True)
+        )
 
     def merge(images, targets):  # (R, (B + U) / R, ...) -> (B + U, ...)
         return tuple(
