@@ -27,3 +27,14 @@ def golden():
     if not folder.is_dir():
         pytest.skip("the golden files are not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The strategy over the two logical CPUs."""
+    from noisy_student.training import distribution
+
+    strategy = distribution.make_strategy("mirrored")
+    if strategy.num_replicas_in_sync != 2:
+        pytest.skip("needs two devices of a kind")
+    return strategy

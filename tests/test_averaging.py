@@ -8,19 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from noisy_student.training import distribution
 from noisy_student.training.averaging import AveragedModel
 from noisy_student.training.averaging import ema_decay_at
 from noisy_student.training.optimizers import RMSprop
 from noisy_student.training.schedules import exponential_decay
-
-
-@pytest.fixture(scope="module")
-def two_replicas():
-    strategy = distribution.make_strategy("mirrored")
-    if strategy.num_replicas_in_sync != 2:
-        pytest.skip("needs two devices of a kind")
-    return strategy
 
 
 class Vector(keras.layers.Layer):

@@ -11,7 +11,6 @@ import tensorflow as tf
 from noisy_student.models import efficientnet
 from noisy_student.models.stochastic_depth import Dropout
 from noisy_student.models.stochastic_depth import StochasticDepth
-from noisy_student.training import distribution
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
 from noisy_student.training.schedules import exponential_decay
@@ -123,14 +122,6 @@ def uninterrupted(tmp_path_factory):
     for (path, old), (_, new) in zip(before, after, strict=True):
         assert (old != new).any(), f"{path} did not change in {STEPS} steps"
     return after
-
-
-@pytest.fixture(scope="module")
-def two_replicas():
-    strategy = distribution.make_strategy("mirrored")
-    if strategy.num_replicas_in_sync != 2:
-        pytest.skip("needs two devices of a kind")
-    return strategy
 
 
 @pytest.fixture

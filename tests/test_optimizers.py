@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from noisy_student.training import distribution
 from noisy_student.training import losses
 from noisy_student.training.optimizers import RMSprop
 from noisy_student.training.schedules import exponential_decay
 
 NUM_WEIGHTS = 6
-
-
-@pytest.fixture(scope="module")
-def two_replicas():
-    strategy = distribution.make_strategy("mirrored")
-    if strategy.num_replicas_in_sync != 2:
-        pytest.skip("needs two devices of a kind")
-    return strategy
 
 
 def slots(optimizer, name):

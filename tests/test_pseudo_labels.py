@@ -13,6 +13,7 @@ from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import predict
 from noisy_student.pseudo_labels.dataset import pseudo_labeled_examples
 from noisy_student.pseudo_labels.store import LabelStore
+from noisy_student.training import distribution
 
 
 def gray_png(value):
@@ -147,10 +148,8 @@ def test_predictions_stand_at_their_image(
     images = [gray_png(15 * v) for v in range(17)]
     images[3], images[16] = b"no image", b""
     source = make_source(images)
-    strategy = (
-        tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-        if num_devices == 2
-        else tf.distribute.get_strategy()
+    strategy = distribution.make_strategy(
+        "mirrored" if num_devices == 2 else "cpu"
     )
     with strategy.scope():
         predictor = predict.make_predictor(brightness_network())

@@ -11,15 +11,6 @@ import tensorflow as tf
 from noisy_student.models.stochastic_depth import Dropout
 from noisy_student.models.stochastic_depth import StochasticDepth
 from noisy_student.models.stochastic_depth import stochastic_depth_rates
-from noisy_student.training import distribution
-
-
-@pytest.fixture(scope="module")
-def two_replicas():
-    strategy = distribution.make_strategy("mirrored")
-    if strategy.num_replicas_in_sync != 2:
-        pytest.skip("needs two devices of a kind")
-    return strategy
 
 
 def masks(layer, num_images=4096):

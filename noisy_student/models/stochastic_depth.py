@@ -35,7 +35,7 @@ class ReplicaSeedGenerator(keras.random.SeedGenerator):
 
     def next(self, ordered=True):
         # (2,): a number fixed at creation and a count of the draws. Adding the
-        # replica to the first keeps all pairs of a run distinct.
+        # replica to the first keeps the pairs of a layer distinct.
         seed = super().next(ordered)
         replica = ops.cast(_replica_number(), seed.dtype)
         return ops.stack([seed[0] + replica, seed[1]])
@@ -75,7 +75,9 @@ class Dropout(keras.layers.Layer):
             raise ValueError(f"rate must be in [0, 1), got {rate}")
         self.rate = rate
         self.seed = seed
-        self.seed_generator = ReplicaSeedGenerator(seed)
+        self.seed_generator = ReplicaSeedGenerator(
+            seed, name=f"{self.name}_seed"
+        )
 
     # One draw for each value.
     noise_shape = None

@@ -39,16 +39,20 @@ class AveragedModel(keras.Model):
     Args:
         network: The `keras.Model` to train, built.
         ema_decay: Limit of the decay, in `[0, 1)`; 0 makes the average follow
-            the weights exactly.
+            the weights.
         **kwargs: Of `keras.Model`.
     """
 
     def __init__(self, network, ema_decay=0.9999, **kwargs):
-        super().__init__(**kwargs)
+        # A name of its own, so that checkpoints do not depend on how many
+        # models the process has built before.
+        super().__init__(**{"name": "averaged_model", **kwargs})
         self.network = network
         self.ema_decay = ema_decay
-        # All replicas hold the same weights: taking the first one's average
-        # spares an all-reduce per variable and step.
+        # All replicas hold the same trained weights, so taking the first one's
+        # average spares an all-reduce per variable and step. Of
+        # BatchNormalization's statistics, which Keras keeps per replica, it
+        # takes the first replica's.
         self.averages = [
             self.add_weight(
                 shape=weight.shape,

@@ -37,8 +37,7 @@ class Checkpoints:
         """
         path = self.directory / f"checkpoint-{step:09d}.npz"
         arrays = {
-            name: keras.ops.convert_to_numpy(variable)
-            for name, variable in _state(model).items()
+            name: variable.numpy() for name, variable in _state(model).items()
         }
         write_atomically(path, lambda file: np.savez(file, **arrays))
         for old in self._paths()[:-2]:
@@ -62,7 +61,8 @@ class Checkpoints:
                 logging.warning("Skipping damaged %s: %s", path, error)
                 continue
             state = _state(model)
-            if set(arrays) != set(state):
+            shapes = {name: array.shape for name, array in arrays.items()}
+            if shapes != {name: tuple(v.shape) for name, v in state.items()}:
                 raise ValueError(f"{path} belongs to another model")
             for name, variable in state.items():
                 variable.assign(arrays[name])

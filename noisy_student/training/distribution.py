@@ -5,6 +5,7 @@ TensorFlow's distribution API; under `KERAS_BACKEND=jax` the phases would use
 `keras.distribution` in its place.
 """
 
+import functools
 import os
 
 import tensorflow as tf
@@ -52,7 +53,7 @@ def make_strategy(name="auto", cpu_devices=1):
     if name == "mirrored":
         kind = "GPU" if gpus else "CPU"
         devices = tf.config.list_logical_devices(kind)
-        return tf.distribute.MirroredStrategy([d.name for d in devices])
+        return _mirrored(tuple(device.name for device in devices))
     if name == "tpu":
         return _tpu_strategy()
     raise UserError(
@@ -112,6 +113,13 @@ def _configure_cpu(num_devices):
             f"--cpu_devices={num_devices} comes too late: TensorFlow already "
             f"runs with {len(configured)} in this process"
         ) from error
+
+
+@functools.cache
+def _mirrored(devices):
+    # Two strategies in one process would number their all-reduces alike, and
+    # the second training would fail.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _show_gpus(gpus):

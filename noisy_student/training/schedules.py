@@ -15,8 +15,8 @@ class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     ```python
     decayed = base_lr * decay_factor ** (step // (decay_epochs * per_epoch))
-    warmup = base_lr * step / (warmup_epochs * per_epoch)
-    lr = warmup if step < warmup_epochs * per_epoch else decayed
+    warmup_steps = int(warmup_epochs * per_epoch)
+    lr = base_lr * step / warmup_steps if step < warmup_steps else decayed
     ```
 
     so the first step trains at rate 0, and the stairs do not wait for the
@@ -50,7 +50,8 @@ class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32")
         stairs = ops.floor(step / (self.decay_epochs * self.steps_per_epoch))
         decayed = self.base_lr * ops.power(float(self.decay_factor), stairs)
-        warmup_steps = self.warmup_epochs * self.steps_per_epoch
+        # Cut to whole steps, as the official code does.
+        warmup_steps = int(self.warmup_epochs * self.steps_per_epoch)
         if not warmup_steps:
             return decayed
         warmup = self.base_lr * step / warmup_steps

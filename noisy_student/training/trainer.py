@@ -9,6 +9,7 @@ import time
 
 import keras
 
+from noisy_student.files import write_text
 from noisy_student.training import losses
 from noisy_student.training.averaging import AveragedModel
 from noisy_student.training.checkpointing import CheckpointCallback
@@ -118,15 +119,23 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.started = time.monotonic()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A run that was killed may have reported steps that it now repeats.
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                if json.loads(line)["step"] <= self.first_step:
-                    kept.append(line + "\n")
-        self.path.write_text("".join(kept))
+        write_text(self.path, "".join(self._lines_so_far()))
         print("  preparing the first step ...", flush=True)
+
+    def _lines_so_far(self):
+        """Lines of the steps before this `fit`.
+
+        A run that was killed may have reported steps that it now repeats, and
+        may have died in the middle of a line.
+        """
+        if not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= self.first_step:
+                    yield line + "\n"
+            except ValueError:
+                continue
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
