@@ -18,7 +18,8 @@ from PIL import ImageOps
 from noisy_student.data import randaugment
 
 BUNDLED = pathlib.Path(__file__).parent / "golden" / "randaugment"
-ANY_SIZE = tf.TensorSpec([None, None, 3], tf.uint8)
+ANY_SHAPE = (None, None, 3)
+ANY_IMAGE = tf.TensorSpec(ANY_SHAPE, tf.uint8)
 NUM_SEEDS = 4096
 
 
@@ -52,92 +53,78 @@ def golden_cases(folder):
         yield case["key"], images[case["image"]], expected, call
 
 
+@functools.cache
+def compiled(shape, **fixed):
+    """`apply_op` as a `tf.function` of image, sign and center."""
+    signature = [
+        tf.TensorSpec(shape, tf.uint8),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([2], tf.int32),
+    ]
+
+    @tf.function(input_signature=signature)
+    def apply(image, sign, center):
+        return randaugment.apply_op(
+            image=image, sign=sign, center=tf.unstack(center), **fixed
+        )
+
+    return apply
+
+
 def count_differences(result, expected):
     assert result.shape == expected.shape, (result.shape, expected.shape)
     return int(np.sum(np.asarray(result) != expected))
+
+
+def differences(cases, shape=None):
+    """Case -> number of wrong bytes; compiled for a shape, or else eager."""
+    wrong = {}
+    for key, image, expected, call in cases:
+        if shape is None:
+            result = randaugment.apply_op(image=image, **call)
+        else:
+            fixed = dict(call)
+            sign, center = fixed.pop("sign"), fixed.pop("center")
+            result = compiled(shape, **fixed)(image, sign, center)
+        if count := count_differences(result, expected):
+            wrong[key] = count
+    return wrong
 
 
 @pytest.mark.parametrize("name", randaugment.OPS)
 def test_official_bytes_on_a_synthetic_image(name):
     cases = [c for c in golden_cases(BUNDLED) if c[3]["name"] == name]
     assert cases, f"no case for {name}"
-    for key, image, expected, call in cases:
-        result = randaugment.apply_op(image=image, **call)
-        wrong = count_differences(result, expected)
-        assert not wrong, f"{key}: {wrong} of {expected.size} bytes differ"
+    for shape in (None, (24, 24, 3), ANY_SHAPE):
+        wrong = differences(cases, shape)
+        assert not wrong, f"compiled for {shape}, wrong bytes: {wrong}"
 
 
 def test_official_bytes_in_every_case(golden):
-    # In a graph that knows no sizes: as fast as it gets, and a third way
-    # beside the eager one and that of known sizes, below.
-    @functools.cache
-    def compiled(**fixed):
-        signature = [
-            ANY_SIZE,
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([2], tf.int32),
-        ]
-
-        @tf.function(input_signature=signature)
-        def apply(image, sign, center):
-            return randaugment.apply_op(
-                image=image, sign=sign, center=tf.unstack(center), **fixed
-            )
-
-        return apply
-
-    wrong = {}
-    num_cases = 0
-    for key, image, expected, call in golden_cases(golden / "randaugment"):
-        sign, center = call.pop("sign"), call.pop("center")
-        result = compiled(**call)(image, sign, center)
-        if count := count_differences(result, expected):
-            wrong[key] = count
-        num_cases += 1
-    assert num_cases == 826, f"{num_cases} cases, of 826"
-    assert not wrong, f"{len(wrong)} cases differ, in bytes: {wrong}"
+    cases = list(golden_cases(golden / "randaugment"))
+    assert len(cases) == 826, f"{len(cases)} cases, of 826"
+    wrong = differences(cases, ANY_SHAPE)
+    assert not wrong, f"{len(wrong)} cases, wrong bytes: {wrong}"
 
 
 @pytest.mark.parametrize("name", randaugment.OPS)
-def test_dataset_map_and_function_equal_eager(name):
+def test_graphs_equal_eager(name):
     # TensorFlow optimizes the graph of a `tf.function`, unlike that of a plain
-    # `map`: where sizes are known it reorders and factorizes sums, and so
-    # changes their rounding. Rotate and Sharpness were hit on such an image.
+    # `map`: it reorders and factorizes sums, which may change their rounding.
+    # It did so to Rotate and Sharpness on such images.
     image = noise(224, 224)
 
-    def weak_and_strong(image, sign):
-        return [
-            randaugment.apply_op(name, image, magnitude, sign=sign)
-            for magnitude in (9, 27)
-        ]
+    def strongest(image, sign, center):
+        return randaugment.apply_op(name, image, 27, sign=sign, center=center)
 
-    inputs = ([image, image], [1, -1])
-    dataset = tf.data.Dataset.from_tensor_slices(inputs).map(weak_and_strong)
-    function = tf.function(weak_and_strong)
-    for sign, mapped in zip(inputs[1], dataset, strict=True):
-        compiled = function(tf.constant(image), tf.constant(sign))
-        expected = weak_and_strong(image, sign)
-        for result, eager in zip([*mapped, *compiled], expected * 2):
-            wrong = count_differences(result, eager.numpy())
-            assert not wrong, f"{name}, sign {sign}: {wrong} bytes differ"
-
-
-def test_color_rounds_as_tensorflow_does():
-    # Colors whose grey changes with the order in which a sum is taken; the
-    # optimizer takes another order than eager execution (see above).
-    colors = [[11, 169, 99], [41, 208, 231], [67, 239, 82], [94, 116, 93]]
-    colors += [[128, 92, 250], [144, 188, 204], [152, 236, 181]]
-    image = tf.constant([colors], tf.uint8)
-    grey = tf.cast(tf.image.rgb_to_grayscale(image), tf.float32)
-    original = tf.cast(image, tf.float32)
-    expected = tf.cast(grey + 0.1 * (original - grey), tf.uint8)  # M = 0
-
-    def color(image):
-        return randaugment.apply_op("Color", image, 0)
-
-    for result in (color(image), tf.function(color)(image)):
-        wrong = count_differences(result, expected.numpy())
-        assert not wrong, f"{wrong} of {3 * len(colors)} bytes differ"
+    function = compiled(image.shape, name=name, magnitude=27)
+    inputs = ([image, image], [1, -1], [[50, 60], [200, 0]])
+    dataset = tf.data.Dataset.from_tensor_slices(inputs)
+    mapped, in_function = dataset.map(strongest), dataset.map(function)
+    for graphs in zip(mapped, in_function, *inputs, strict=True):
+        eager = strongest(*graphs[2:]).numpy()
+        wrong = [count_differences(graph, eager) for graph in graphs[:2]]
+        assert wrong == [0, 0], f"{name}: wrong bytes {wrong}"
 
 
 @pytest.mark.parametrize("size", [(17, 31), (48, 25), (2, 3)])
@@ -153,12 +140,12 @@ def test_shape_and_dtype_are_kept(name, size):
 def test_unknown_size():
     image = noise(17, 31)
 
-    @tf.function(input_signature=[ANY_SIZE])
+    @tf.function(input_signature=[ANY_IMAGE])
     def every_op(image):
         return [randaugment.apply_op(n, image, 13) for n in randaugment.OPS]
 
     shapes = {tuple(s) for s in every_op.get_concrete_function().output_shapes}
-    assert shapes == {(None, None, 3)}, shapes
+    assert shapes == {ANY_SHAPE}, shapes
     for name, result in zip(randaugment.OPS, every_op(image), strict=True):
         expected = randaugment.apply_op(name, image, 13).numpy()
         wrong = count_differences(result, expected)
@@ -330,7 +317,7 @@ def test_only_the_drawn_operation_is_computed():
         lambda image, seed: randaugment.randaugment(image, 2, 9, seed=seed)
     )
     graph = augment.get_concrete_function(
-        ANY_SIZE, tf.TensorSpec([2], tf.int64)
+        ANY_IMAGE, tf.TensorSpec([2], tf.int64)
     ).graph
     types = [operation.type for operation in graph.get_operations()]
     switches = [t for t in types if t.endswith("Case")]

@@ -67,7 +67,8 @@ def make_augment(
         return image
 
     def augment(image_bytes, seed):
-        seeds = tf.random.split(seed, 3)
+        # `split` draws other numbers for int32, which a notebook would give.
+        seeds = tf.random.split(tf.cast(seed, tf.int64), 3)
         if crop == "resized":
             image = preprocessing.random_resized_crop(
                 image_bytes, image_size, seed=seeds[0]
