@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noisy Student Training from the command line: `python main.py --help`."""
 
+import logging
 import os
 import sys
 
@@ -20,8 +21,9 @@ def main(argv):
     try:
         config = command_line.parse(argv)
         # Only now, so that --help and a wrong flag are answered at once.
-        # TensorFlow's own start-up notes help nobody; errors still show.
+        # TensorFlow's notes on itself help nobody here; its errors still show.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
         from noisy_student import phases
 
         phases.run_mode(config)

@@ -167,11 +167,17 @@ def evaluate(run, iteration=None):
     if not run.workdir.has_model(iteration):
         _raise_missing(run, f"no model {iteration} to evaluate", iteration)
     started = time.monotonic()
+    accuracy = _accuracy(run, iteration)
+    if not accuracy["num_examples"]:
+        raise UserError(
+            f"none of the images of {run.evaluation.name} can be decoded: give "
+            "others with --eval_dir=DIR"
+        )
     record = {
         "phase": "evaluate",
         "iteration": iteration,
         "variant": run.config.variant_of(iteration),
-        **_accuracy(run, iteration),
+        **accuracy,
         "seconds": round(time.monotonic() - started, 1),
     }
     run.workdir.append_result(record)
@@ -302,6 +308,7 @@ def _predict(run, iteration, source, shards):
             run.workdir.model(iteration), compile=False
         )
         predictor = predict.make_predictor(network)
+    num_skipped = 0
     for count, shard in enumerate(shards, start=1):
         probs, true_labels = predict.predict_shard(
             predictor,
@@ -314,9 +321,11 @@ def _predict(run, iteration, source, shards):
         )
         for row in np.flatnonzero(np.isnan(probs).any(axis=1)):
             console.warn_skipped(source.example_name(shard, int(row)))
+            num_skipped += 1
         yield shard, probs, true_labels
         if len(shards) >= 10 and count % (len(shards) // 10) == 0:
             print(f"  {count} of {len(shards)} shards", flush=True)
+    console.print_skipped(num_skipped, source.name)
 
 
 def _skipped(run):
@@ -343,6 +352,7 @@ def _skipped(run):
     ]
     for item in skipped:
         console.warn_skipped(item["name"], item["reason"])
+    console.print_skipped(len(skipped), run.labeled.name)
     if len(skipped) == run.labeled.num_examples:
         raise UserError(
             f"none of the {len(skipped)} labeled images of {run.labeled.name} "

@@ -159,7 +159,7 @@ def cutout(image, pad_size, *, seed):
 def _pixel_at(image, fractions):
     """(row, column) of the pixel at fractions [0, 1) of height and width."""
     size = tf.cast(tf.shape(image)[:2], tf.float32)
-    return tf.unstack(tf.cast(size * fractions, tf.int32))
+    return tf.cast(size * fractions, tf.int32)
 
 
 def _blend(degenerate, image, factor):
@@ -221,8 +221,8 @@ def _color(image, factor):
     # By planes: two transpositions cost less than broadcasting a grey.
     planes = tf.transpose(tf.reshape(image, [-1, 3]))  # (3, H W)
     red, green, blue = tf.unstack(tf.cast(planes, tf.float32) * (1 / 255))
-    # `tf.image.rgb_to_grayscale`, rounding for rounding. As a difference: sums
-    # of more than two are reordered by TensorFlow's graph optimizer (measured).
+    # `tf.image.rgb_to_grayscale`, rounding for rounding. As a difference: a sum
+    # of three may be reordered by TensorFlow's graph optimizer (measured).
     grey = red * 0.2989 - green * -0.587 - blue * -0.114
     planes = _blend(tf.floor(grey * 255.5), planes, factor)
     return tf.reshape(tf.transpose(planes), tf.shape(image))
@@ -291,7 +291,7 @@ def _translate(image, pixels, sign, axis):
 
 def _cut_hole(image, pad_size, center):
     """Fill the square of side `2 pad_size` around `center`."""
-    row, column = center
+    row, column = tf.unstack(center)
     top, bottom = tf.maximum(row - pad_size, 0), row + pad_size
     left, right = tf.maximum(column - pad_size, 0), column + pad_size
     band = image[top:bottom]

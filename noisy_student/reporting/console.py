@@ -221,6 +221,12 @@ def warn_skipped(name, reason="it cannot be decoded"):
     logging.warning("Skipping %s: %s", name, reason)
 
 
+def print_skipped(count, name):
+    """Say how many images of a source are left out, if any."""
+    if count:
+        print(f"  {count} images of {name} cannot be decoded and are left out")
+
+
 def _percent(value):
     return "-" if value is None else f"{value:.2%}"
 
