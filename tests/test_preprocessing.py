@@ -52,8 +52,9 @@ SHARP = {"quality": 100, "subsampling": 0}
 @pytest.mark.parametrize(
     ("image_format", "mode", "options", "tolerance"),
     [
-        ("JPEG", "RGB", SHARP, 3),
-        ("JPEG", "RGB", SHARP | {"progressive": True}, 3),
+        # TensorFlow's and PIL's inverse cosine transforms round differently.
+        ("JPEG", "RGB", SHARP, 6),
+        ("JPEG", "RGB", SHARP | {"progressive": True}, 6),
         ("JPEG", "L", {"quality": 100}, 1),
         ("JPEG", "CMYK", SHARP, 6),
         ("PNG", "RGB", {}, 0),

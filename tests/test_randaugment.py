@@ -303,7 +303,7 @@ def test_no_operations():
 def test_draws_are_uniform_and_with_replacement(monkeypatch):
     def tell_arguments(name, image, magnitude, *, sign, center, **consts):
         del magnitude, consts
-        row, column = center
+        row, column = tf.unstack(center)
         told = [randaugment.OPS.index(name), sign > 0, row, column]
         told = tf.stack([tf.cast(argument, tf.uint8) for argument in told])
         return tf.concat([image, tf.broadcast_to(told, [8, 8, 4])], axis=2)

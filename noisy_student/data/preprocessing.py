@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From encoded bytes to square images: decode, crop, resize, flip.
 
-Training takes `random_resized_crop` and `random_flip`; evaluation and the
-teacher take `center_crop` (paper, appendix A.1: the teacher sees clean
-images). Small images (CIFAR, SVHN) take `resize` and `pad_and_crop`.
+Training takes `random_resized_crop` and `random_flip`; evaluation, and the
+teacher when it labels, take `center_crop`. Small images (CIFAR, SVHN) take
+`resize` and `pad_and_crop`.
 
 All resizing is TensorFlow 1's bicubic kernel, as in the official code: pixel
 corners aligned at zero, no antialiasing. Other bicubic resizers differ from it
@@ -46,7 +46,7 @@ def center_crop(image_or_bytes, image_size):
 
     Returns:
         float32 `(S, S, 3)`. The bicubic kernel overshoots, and officially
-        nothing clips it: values go from about -40 to 300.
+        nothing clips it: photographs come out with values from -21 to 290.
 
     Raises:
         tf.errors.InvalidArgumentError: as `decode`.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RandAugment as Noisy Student uses it: 16 operations, two per image, M = 27.
 
-The student's input noise (paper, section 2 and appendix A.1). The results are
-those of the official code on a CPU, byte for byte and at every magnitude.
+The student's input noise (paper, section 3.1). The results are those of the
+official code on a CPU, byte for byte and at every magnitude.
 
 Only the drawn operation is computed, and with arithmetic over long rows where
 `tf.where`, `tf.gather` or a broadcast over the channels would be slow.
