@@ -79,8 +79,8 @@ def training_summary(
         f"pixels{devices}",
         f"  {steps} steps of {batch} images",
         f"  an epoch is one pass over the {num_labeled} labeled images: "
-        f"{_amount(steps_per_epoch)} steps; the run has "
-        f"{_amount(steps / steps_per_epoch)}",
+        f"{_amount(steps_per_epoch)} steps an epoch, "
+        f"{_amount(steps / steps_per_epoch)} epochs",
     ]
     if unlabeled_batch_size:
         passes = steps_per_epoch * unlabeled_batch_size / num_unlabeled
