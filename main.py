@@ -32,6 +32,15 @@ def main(argv):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(
+            f"error: {error.filename}: {error.strerror}; nothing that was "
+            "finished is lost, and the same command goes on",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -68,12 +68,7 @@ class Run:
         return len(self.config.student_variants())
 
     def image_size(self, variant):
-        defaults = efficientnet.VARIANTS[variant]
-        return (
-            self.config.image_size
-            or defaults.train_image_size
-            or defaults.image_size
-        )
+        return _image_size(self.config, variant)
 
     def label_store(self, iteration):
         return LabelStore(
@@ -100,6 +95,7 @@ def open_run(config):
     Raises:
         UserError: For whatever is missing or does not fit.
     """
+    _check_settings(config)
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
@@ -122,6 +118,29 @@ def open_run(config):
         evaluation=config.eval_batch_size,
     )
     return run
+
+
+def _check_settings(config):
+    """Refuse settings that contradict each other."""
+    for name in ("labeled_dir", "labeled_tfrecords"):
+        if config.dataset and getattr(config, name):
+            raise UserError(
+                f"both --dataset={config.dataset} and --{name} name the "
+                "labeled images: leave out one, or take the recipe's away "
+                "with --dataset="
+            )
+    for variant in (config.variant, *config.student_variants()):
+        size = _image_size(config, variant)
+        if config.crop == "padded" and config.crop_padding >= size:
+            raise UserError(
+                f"--crop_padding={config.crop_padding} must be smaller than "
+                f"the images of {size} pixels"
+            )
+
+
+def _image_size(config, variant):
+    defaults = efficientnet.VARIANTS[variant]
+    return config.image_size or defaults.train_image_size or defaults.image_size
 
 
 def _open_source(config, role, class_names=None):
