@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from noisy_student import assembly
+from noisy_student import prerequisites
 from noisy_student.assembly import open_run
 from noisy_student.command_line import write_run_flags
 from noisy_student.data import preprocessing
@@ -60,7 +61,7 @@ def run_mode(config):
 def iterate(run):
     """Teach, then label and distill for each student; end with a table."""
     if run.last_iteration:
-        _check_unlabeled(run)
+        prerequisites.check_unlabeled(run)
     teach(run)
     for iteration in range(1, run.last_iteration + 1):
         label(run, iteration)
@@ -75,14 +76,13 @@ def teach(run):
 
 def label(run, iteration=None):
     """Let the teacher label every unlabeled image, then filter and balance."""
-    _check_unlabeled(run)
-    iteration = _choose(run, iteration, "label")
+    prerequisites.check_unlabeled(run)
+    iteration = prerequisites.choose_iteration(run, iteration, "label")
     teacher = iteration - 1
-    if not run.workdir.has_model(teacher):
-        _raise_missing(run, f"no model {teacher} to label with", teacher)
+    prerequisites.check_model(run, teacher, "label with")
     _begin(run)
     labels = run.label_store(iteration)
-    labels.begin(_manifest(run, iteration))
+    labels.begin(prerequisites.manifest(run, iteration))
     missing = labels.missing_shards()
     print(f"Label {iteration}: {run.unlabeled.num_examples} images")
     if missing:
@@ -110,11 +110,10 @@ def label(run, iteration=None):
 
 def select(run, iteration=None):
     """Filter by confidence and balance the classes, from the stored labels."""
-    _check_unlabeled(run)
-    iteration = _choose(run, iteration, "select")
+    prerequisites.check_unlabeled(run)
+    iteration = prerequisites.choose_iteration(run, iteration, "select")
     labels = run.label_store(iteration)
-    if labels.missing_shards():
-        _raise_missing_labels(run, iteration)
+    prerequisites.check_complete(run, iteration)
     config = run.config
     confidence, predicted_class = labels.confidences()
     rows = {
@@ -148,8 +147,8 @@ def select(run, iteration=None):
 
 def distill(run, iteration=None):
     """Train the next student, noised, on labeled + pseudo-labeled images."""
-    _check_unlabeled(run)
-    iteration = _choose(run, iteration, "distill")
+    prerequisites.check_unlabeled(run)
+    iteration = prerequisites.choose_iteration(run, iteration, "distill")
     _train(run, iteration)
 
 
@@ -164,8 +163,7 @@ def evaluate(run, iteration=None):
         iteration = run.config.iteration
     if iteration is None:
         iteration = run.workdir.newest_model() or 0
-    if not run.workdir.has_model(iteration):
-        _raise_missing(run, f"no model {iteration} to evaluate", iteration)
+    prerequisites.check_model(run, iteration, "evaluate")
     started = time.monotonic()
     accuracy = _accuracy(run, iteration)
     if not accuracy["num_examples"]:
@@ -196,7 +194,9 @@ def _train(run, iteration):
     if workdir.find_result(phase, iteration) and workdir.has_model(iteration):
         print(f"The {role} is trained already: {workdir.model(iteration)}")
         return
-    labels = _finished_labels(run, iteration) if iteration else None
+    labels = (
+        prerequisites.finished_labels(run, iteration) if iteration else None
+    )
     _begin(run)
     started = time.monotonic()
     skipped = _skipped(run)
@@ -250,40 +250,6 @@ def _train(run, iteration):
             f"  {role}: top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%} "
             f"on {record['num_examples']} images"
         )
-
-
-def _finished_labels(run, iteration):
-    """The labels that a student learns from, complete and fitting."""
-    labels = run.label_store(iteration)
-    if labels.read_selection() is None or labels.missing_shards():
-        _raise_missing_labels(run, iteration)
-    labels.begin(_manifest(run, iteration))
-    if not labels.num_selected():
-        raise UserError(
-            f"no unlabeled image passed --confidence_threshold="
-            f"{run.config.confidence_threshold} (see {labels.selection_path}): "
-            "lower it, or train a better teacher"
-        )
-    return labels
-
-
-def _manifest(run, iteration):
-    """What the labels of an iteration depend on."""
-    teacher = iteration - 1
-    return {
-        "source": {
-            "name": run.unlabeled.name,
-            "fingerprint": run.unlabeled.fingerprint,
-            "shard_sizes": list(run.unlabeled.shard_sizes),
-        },
-        "teacher": {
-            "iteration": teacher,
-            "variant": run.config.variant_of(teacher),
-            "sha256": run.workdir.model_hash(teacher),
-        },
-        "classes": list(run.labeled.class_names),
-        "crop": run.config.crop,
-    }
 
 
 def _accuracy(run, iteration):
@@ -367,54 +333,3 @@ def _begin(run):
     workdir = run.workdir
     workdir.path.mkdir(parents=True, exist_ok=True)
     workdir.write_flags(write_run_flags(run.config, workdir.path / "run.flags"))
-
-
-def _choose(run, iteration, mode):
-    """The iteration that a mode means: asked for, or the next to do."""
-    if iteration is None:
-        iteration = run.config.iteration
-    if iteration is None:
-        newest = run.workdir.newest_model()
-        iteration = 1 if newest is None else newest + 1
-        if iteration > run.last_iteration > 0:
-            iteration = run.last_iteration
-    if not 1 <= iteration <= run.last_iteration:
-        raise UserError(
-            f"there is no student {iteration} to {mode} for: --students="
-            f"{run.config.students or ''} has {run.last_iteration}"
-        )
-    return iteration
-
-
-def _check_unlabeled(run):
-    if run.unlabeled is None:
-        raise UserError(
-            "there are no unlabeled images: give --unlabeled_dir=DIR, "
-            "--unlabeled_split=SPLIT or --unlabeled_tfrecords=GLOB"
-        )
-
-
-def _raise_missing(run, what, iteration):
-    mode = "distill" if iteration else "teach"
-    raise UserError(
-        f"there is {what} in {run.workdir}: make it with {_command(run, mode)}"
-    )
-
-
-def _raise_missing_labels(run, iteration):
-    teacher = iteration - 1
-    if not run.workdir.has_model(teacher):
-        _raise_missing(run, f"no model {teacher} to learn from", teacher)
-    raise UserError(
-        f"the pseudo-labels for student {iteration} are missing or not "
-        f"complete in {run.workdir}: make them with {_command(run, 'label')}"
-    )
-
-
-def _command(run, mode):
-    """The command that makes what is missing."""
-    command = f"python main.py --mode={mode} --workdir={run.workdir}"
-    if not (run.workdir.path / "run.flags").exists():
-        # Nothing there yet that would remember the others.
-        command += " and your other flags"
-    return command

@@ -81,6 +81,14 @@ def test_documented_commands_parse(page, command, in_repository):
         command_line.parse(words)
 
 
+def test_documented_python_is_python():
+    text = (REPOSITORY / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
 def test_the_readme_was_read():
     assert any(page == "README.md" for page, _ in COMMANDS)
     assert len(RECIPES) >= 7

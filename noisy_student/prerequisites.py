@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a phase needs before it may begin, and what to say if it is not there.
+
+Each function returns what a phase asks for or raises one sentence: what is
+missing, and the command that makes it.
+"""
+
+import shlex
+
+from noisy_student.errors import UserError
+
+
+def choose_iteration(run, iteration, mode):
+    """The iteration that a mode means: asked for, or the next to do."""
+    if iteration is None:
+        iteration = run.config.iteration
+    if iteration is None:
+        newest = run.workdir.newest_model()
+        iteration = 1 if newest is None else newest + 1
+        if iteration > run.last_iteration > 0:
+            iteration = run.last_iteration
+    if not 1 <= iteration <= run.last_iteration:
+        raise UserError(
+            f"there is no student {iteration} to {mode} for: --students="
+            f"{run.config.students or ''} has {run.last_iteration}"
+        )
+    return iteration
+
+
+def check_unlabeled(run):
+    """Refuse to go on without unlabeled images."""
+    if run.unlabeled is None:
+        raise UserError(
+            "there are no unlabeled images: give --unlabeled_dir=DIR, "
+            "--unlabeled_split=SPLIT or --unlabeled_tfrecords=GLOB"
+        )
+
+
+def check_model(run, iteration, purpose):
+    """Refuse to go on without the model of an iteration."""
+    if run.workdir.has_model(iteration):
+        return
+    mode = "distill" if iteration else "teach"
+    raise UserError(
+        f"there is no model {iteration} to {purpose} in {run.workdir}: make it "
+        f"with {_command(run, mode)}"
+    )
+
+
+def check_complete(run, iteration):
+    """Refuse to go on while shards are not labeled."""
+    if run.label_store(iteration).missing_shards():
+        _raise_missing_labels(run, iteration)
+
+
+def _raise_missing_labels(run, iteration):
+    check_model(run, iteration - 1, "learn from")
+    raise UserError(
+        f"the pseudo-labels for student {iteration} are missing or not "
+        f"complete in {run.workdir}: make them with {_command(run, 'label')}"
+    )
+
+
+def _command(run, mode):
+    """The command that makes what is missing."""
+    workdir = shlex.quote(str(run.workdir))
+    command = f"python main.py --mode={mode} --workdir={workdir}"
+    if not (run.workdir.path / "run.flags").exists():
+        # Nothing there yet that would remember the others.
+        command += " and your other flags"
+    return command
+
+
+def finished_labels(run, iteration):
+    """The labels that a student learns from, complete and fitting."""
+    labels = run.label_store(iteration)
+    check_complete(run, iteration)
+    if labels.read_selection() is None:
+        _raise_missing_labels(run, iteration)
+    labels.begin(manifest(run, iteration))
+    if not labels.num_selected():
+        raise UserError(
+            f"no unlabeled image passed --confidence_threshold="
+            f"{run.config.confidence_threshold} (see {labels.selection_path}): "
+            "lower it, or train a better teacher"
+        )
+    return labels
+
+
+def manifest(run, iteration):
+    """What the labels of an iteration depend on."""
+    teacher = iteration - 1
+    return {
+        "source": {
+            "name": run.unlabeled.name,
+            "fingerprint": run.unlabeled.fingerprint,
+            "shard_sizes": list(run.unlabeled.shard_sizes),
+        },
+        "teacher": {
+            "iteration": teacher,
+            "variant": run.config.variant_of(teacher),
+            "sha256": run.workdir.model_hash(teacher),
+        },
+        "classes": list(run.labeled.class_names),
+        "crop": run.config.crop,
+    }
