@@ -291,13 +291,11 @@ def _make_augment(run, variant):
     config = run.config
     image_size = run.image_size(variant)
     small = config.crop == "padded"
-    # 40 and 100 pixels are meant for 224 and more (official flags); the
-    # official 32-pixel path takes an eighth of the image.
     cutout_const, translate_const = config.cutout_const, config.translate_const
     if cutout_const is None:
-        cutout_const = image_size // 8 if small else 40
+        cutout_const = _noise_pixels(40, image_size, small)
     if translate_const is None:
-        translate_const = image_size // 8 if small else 100
+        translate_const = _noise_pixels(100, image_size, small)
     return pipelines.make_augment(
         image_size=image_size,
         crop=config.crop,
@@ -309,3 +307,15 @@ def _make_augment(run, variant):
         translate_const=translate_const,
         cutout_size=config.cutout_size,
     )
+
+
+def _noise_pixels(official, image_size, small):
+    """How far RandAugment moves or cuts at magnitude 10, in pixels.
+
+    The official 40 and 100 pixels are meant for images of 224 and more; on
+    smaller ones they would leave nothing, so they shrink with them. The
+    official 32-pixel path takes an eighth of the image.
+    """
+    if small:
+        return image_size // 8
+    return round(official * min(1, image_size / 224))

@@ -147,14 +147,14 @@ class Config:
     )
     cutout_const: int | None = _knob(
         None,
-        "Half side of Cutout's hole at M=10, pixels; auto: 40, or "
-        "image_size / 8 with --crop=padded.",
+        "Half side of Cutout's hole at M=10, pixels; auto: 40 (less below 224 "
+        "pixels), or image_size / 8 with --crop=padded.",
         low=0,
     )
     translate_const: int | None = _knob(
         None,
-        "Shift of TranslateX/Y at M=10, pixels; auto: 100, or image_size / 8 "
-        "with --crop=padded.",
+        "Shift of TranslateX/Y at M=10, pixels; auto: 100 (less below 224 "
+        "pixels), or image_size / 8 with --crop=padded.",
         low=0,
     )
     cutout_size: int = _knob(

@@ -143,12 +143,13 @@ def test_no_evaluation_images(photos, tmp_path, capsys):
 
 
 def test_tfds_names_splits_and_folders(tmp_path, capsys):
+    run_in = f"--workdir={tmp_path / 'run'}"
     where = f"--data_dir={tmp_path}"
-    message = fail(capsys, SMOKE, "--dataset=no_such_set", where)
+    message = fail(capsys, SMOKE, "--dataset=no_such_set", where, run_in)
     assert "no_such_set" in message
-    message = fail(capsys, SMOKE, "--dataset=mnist", where)
+    message = fail(capsys, SMOKE, "--dataset=mnist", where, run_in)
     assert "not prepared" in message and str(tmp_path / "mnist") in message
-    message = fail(capsys, SMOKE, "--dataset=digits", "--eval_split=train")
+    message = fail(capsys, SMOKE, "--eval_split=train", run_in)
     assert "validation" in message
 
 
