@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from noisy_student.config import Config
+from noisy_student.data import augmentation
 from noisy_student.data import folder_sources
 from noisy_student.data import pipelines
 from noisy_student.data import sources
@@ -296,7 +297,7 @@ def _make_augment(run, variant):
         cutout_const = _noise_pixels(40, image_size, small)
     if translate_const is None:
         translate_const = _noise_pixels(100, image_size, small)
-    return pipelines.make_augment(
+    return augmentation.make_augment(
         image_size=image_size,
         crop=config.crop,
         crop_padding=config.crop_padding,

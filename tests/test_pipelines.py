@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from noisy_student.data import augmentation
 from noisy_student.data import pipelines
 from noisy_student.data import sources
 
@@ -179,7 +180,7 @@ def test_inference_keeps_order_and_loses_none(monkeypatch, batch_size):
 
 @pytest.mark.parametrize("crop", ["resized", "padded"])
 def test_augmented_images_have_their_size_and_follow_their_seed(crop):
-    augment = pipelines.make_augment(
+    augment = augmentation.make_augment(
         image_size=24,
         crop=crop,
         flip=True,
@@ -211,7 +212,7 @@ def test_augmented_images_have_their_size_and_follow_their_seed(crop):
 
 
 def test_no_noise_leaves_the_resized_image():
-    augment = pipelines.make_augment(
+    augment = augmentation.make_augment(
         image_size=8,
         crop="padded",
         crop_padding=0,

@@ -38,8 +38,8 @@ class RMSprop(keras.optimizers.Optimizer):
         name: Of the optimizer.
         **kwargs: Of `keras.optimizers.Optimizer`.
 
-    Reference: noisystudent/utils.py, `build_optimizer`; main.py, `l2_loss`;
-    paper.md 1.2 (decay 0.9, momentum 0.9, epsilon 1e-3).
+    Reference: noisystudent/utils.py, `build_optimizer` (decay 0.9, momentum
+    0.9, epsilon 1e-3); main.py, `l2_loss`.
     """
 
     def __init__(

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise of the input: crop, flip and RandAugment, as a recipe wants them.
+
+It works on single uint8 images on the host, so that the accelerator gets
+bytes, and is a function of the image and its seed alone.
+"""
+
+import tensorflow as tf
+
+from noisy_student.data import preprocessing
+from noisy_student.data import randaugment
+
+
+def make_augment(
+    *,
+    image_size,
+    crop="resized",
+    crop_padding=4,
+    flip=True,
+    randaugment_num_ops=2,
+    randaugment_magnitude=27,
+    cutout_const=40,
+    translate_const=100,
+    cutout_size=0,
+):
+    """Build the noise of the input for one kind of image.
+
+    Args:
+        image_size: S in pixels.
+        crop: `resized` for the random-resized crop of ImageNet, `padded` for
+            pad-and-crop of small images.
+        crop_padding: Pixels of padding on each side, for `padded`.
+        flip: Whether to mirror half of the images.
+        randaugment_num_ops: N operations an image; 0 for none.
+        randaugment_magnitude: M, in `[0, 30]`.
+        cutout_const: Half side of Cutout's hole at magnitude 10, in pixels.
+        translate_const: Shift of TranslateX/Y at magnitude 10, in pixels.
+        cutout_size: Side of a hole that is always cut, in pixels; 0 for none.
+
+    Returns:
+        Function from (encoded image, string scalar; seed, int64 `(2,)`) to a
+        uint8 image `(S, S, 3)`.
+
+    Reference: noisystudent/preprocessing.py: RandAugment follows the crop on
+    large images, and comes before it on small ones.
+    """
+
+    def noise(image, seed):
+        image = randaugment.randaugment(
+            image,
+            randaugment_num_ops,
+            randaugment_magnitude,
+            seed=seed,
+            cutout_const=cutout_const,
+            translate_const=translate_const,
+        )
+        if cutout_size:
+            image = randaugment.cutout(image, cutout_size // 2, seed=seed + 1)
+        return image
+
+    def augment(image_bytes, seed):
+        # `split` draws other numbers for int32, which a notebook would give.
+        seeds = tf.random.split(tf.cast(seed, tf.int64), 3)
+        if crop == "resized":
+            image = preprocessing.random_resized_crop(
+                image_bytes, image_size, seed=seeds[0]
+            )
+            if flip:
+                image = preprocessing.random_flip(image, seed=seeds[1])
+            return noise(image, seeds[2])
+        image = preprocessing.decode(image_bytes)
+        image = noise(preprocessing.resize(image, image_size), seeds[2])
+        if crop_padding:
+            image = preprocessing.pad_and_crop(
+                image, crop_padding, seed=seeds[0]
+            )
+        if flip:
+            image = preprocessing.random_flip(image, seed=seeds[1])
+        return image
+
+    return augment
