@@ -16,7 +16,8 @@ def main(argv):
         argv: As `sys.argv`.
 
     Returns:
-        Exit code: 0 for success, 2 for what the user can mend.
+        Exit code: 0 for success, 2 for what the user can mend, 130 when
+        interrupted.
     """
     try:
         config = command_line.parse(argv)
@@ -32,6 +33,9 @@ def main(argv):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     except OSError as error:
         if not error.filename:
             raise

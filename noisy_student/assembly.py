@@ -122,7 +122,12 @@ def open_run(config):
 
 
 def _check_settings(config):
-    """Refuse settings that contradict each other."""
+    """Refuse settings that contradict each other, or that we cannot serve."""
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"the training step is not ready for KERAS_BACKEND="
+            f"{keras.backend.backend()} yet: unset it, or use tensorflow"
+        )
     for name in ("labeled_dir", "labeled_tfrecords"):
         if config.dataset and getattr(config, name):
             raise UserError(

@@ -50,7 +50,15 @@ def run_mode(config):
         "evaluate": evaluate,
     }
     run = open_run(config)
-    print(console.data_summary(run.labeled, run.unlabeled, run.evaluation))
+    print(
+        console.data_summary(
+            run.labeled,
+            run.unlabeled,
+            run.evaluation,
+            batch_size=config.batch_size,
+            unlabeled_batch_size=run.unlabeled_batch_size,
+        )
+    )
     try:
         modes[config.mode](run)
     except tf.errors.InvalidArgumentError as error:

@@ -13,13 +13,17 @@ def role(iteration):
     return f"student {iteration}" if iteration else "teacher"
 
 
-def data_summary(labeled, unlabeled, evaluation):
-    """How many images there are, of what.
+def data_summary(
+    labeled, unlabeled, evaluation, *, batch_size, unlabeled_batch_size
+):
+    """How many images there are, of what, and how often an epoch shows them.
 
     Args:
         labeled: `Source`.
         unlabeled: `Source` or None.
         evaluation: `Source` or None.
+        batch_size: B, global.
+        unlabeled_batch_size: U of a student, global.
 
     Returns:
         A few lines of text.
@@ -38,6 +42,17 @@ def data_summary(labeled, unlabeled, evaluation):
         count = source.num_examples if source else 0
         text = f"{source.name}" if source else "none given"
         lines.append(f"  {name:<12}{count:>9}  {text}")
+    steps_per_epoch = labeled.num_examples / batch_size
+    lines.append(
+        f"  an epoch is one pass over the labeled images: "
+        f"{_amount(steps_per_epoch)} steps of {batch_size}"
+    )
+    if unlabeled:
+        passes = steps_per_epoch * unlabeled_batch_size / unlabeled.num_examples
+        lines.append(
+            f"  a student's step adds {unlabeled_batch_size} unlabeled images: "
+            f"{_amount(passes)} passes over all of them an epoch"
+        )
     return "\n".join(lines)
 
 
@@ -77,17 +92,15 @@ def training_summary(
     lines = [
         f"{role.capitalize()}: EfficientNet-{variant.upper()} at {image_size} "
         f"pixels{devices}",
-        f"  {steps} steps of {batch} images",
-        f"  an epoch is one pass over the {num_labeled} labeled images: "
-        f"{_amount(steps_per_epoch)} steps an epoch, "
-        f"{_amount(steps / steps_per_epoch)} epochs",
+        f"  {steps} steps of {batch} images: "
+        f"{_amount(steps / steps_per_epoch)} passes over the {num_labeled} "
+        "labeled images",
     ]
     if unlabeled_batch_size:
-        passes = steps_per_epoch * unlabeled_batch_size / num_unlabeled
         total = steps * unlabeled_batch_size / num_unlabeled
         lines.append(
-            f"  each epoch makes {_amount(passes)} passes over the "
-            f"{num_unlabeled} pseudo-labeled images: {_amount(total)} in all"
+            f"  {_amount(total)} passes over the {num_unlabeled} selected, "
+            "duplicates counted"
         )
     return "\n".join(lines)
 

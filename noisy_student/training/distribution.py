@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which devices train: one CPU, one GPU, several, or a TPU.
 
-TensorFlow's distribution API; under `KERAS_BACKEND=jax` the phases would use
-`keras.distribution` in its place.
+TensorFlow's distribution API; on Keras's JAX backend `keras.distribution` would
+take its place.
 """
 
 import functools

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is printed says the numbers that it should."""
+
+import numpy as np
+
+from noisy_student.data import sources
+from noisy_student.reporting import console
+
+
+def test_data_summary_counts_images_steps_and_passes():
+    text = console.data_summary(
+        sources.digits("labeled"),
+        sources.digits("unlabeled"),
+        None,
+        batch_size=20,
+        unlabeled_batch_size=60,
+    )
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[1][:3] == ["classes", "10", "0,"]
+    assert lines[2][:2] == ["labeled", "50"]
+    assert lines[3][:2] == ["unlabeled", "947"]
+    assert lines[4][:3] == ["evaluation", "0", "none"]
+    assert "2.5 steps of 20" in text
+    assert "0.16 passes" in text  # 2.5 * 60 / 947
+
+
+def test_selection_says_what_it_kept_and_which_class_is_empty():
+    confidence = np.array([0.9, 0.2, 0.8, np.nan], np.float32)
+    classes = np.array([0, 0, 1, 0])
+    copies = np.array([2, 0, 2, 0], np.uint32)
+    summary = console.selection_summary(
+        confidence,
+        classes,
+        copies,
+        threshold=0.3,
+        images_per_class=2,
+        class_names=("cat", "dog", "wolf"),
+    )
+    assert summary["num_undecodable"] == 1
+    assert summary["above_threshold_per_class"] == [1, 1, 0]
+    assert summary["selected_per_class"] == [2, 2, 0]
+    text = console.selection_text(summary)
+    assert "2 of 4 images" in text and "wolf" in text
+
+
+def test_results_table_has_a_line_for_each_model():
+    records = [
+        {
+            "phase": phase,
+            "iteration": iteration,
+            "variant": "b0",
+            "top1": top1,
+            "top5": None,
+            "steps": 5,
+            "seconds": 1.4,
+        }
+        for phase, iteration, top1 in (
+            ("teach", 0, 0.5),
+            ("label", 1, None),
+            ("distill", 1, 0.625),
+            ("evaluate", 1, 0.1),
+        )
+    ]
+    lines = console.results_table(records).strip().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["teacher", "student"]
+    assert "50.00%" in lines[2] and "62.50%" in lines[3]
