@@ -75,6 +75,19 @@ def test_the_stream_is_a_function_of_seed_and_position(monkeypatch):
         assert rest == whole[start : start + 20], f"from {start}"
 
 
+@pytest.mark.parametrize("global_seed", [0, 7])
+def test_the_global_seed_changes_nothing(monkeypatch, global_seed):
+    source = make_source(0, 20, monkeypatch)
+    tf.random.set_seed(3)
+    expected = seen(make_part(source, 4), 40)
+    tf.random.set_seed(global_seed)
+    assert seen(make_part(source, 4), 40) == expected
+    # Nor does the stream change it for others.
+    first = tf.random.uniform([])
+    tf.random.set_seed(global_seed)
+    assert tf.random.uniform([]) == first
+
+
 def random_value(image_bytes, seed):
     noise = tf.random.stateless_uniform([8, 8, 3], seed, 0, 256, tf.int32)
     return tf.cast(noise, tf.uint8)

@@ -109,6 +109,9 @@ def stream(examples, *, seed, shuffle_buffer, start=0):
     num_shards, num_examples = examples.num_shards, examples.num_examples
 
     def open_epoch(epoch):
+        # Of the graph of this function alone: `shuffle` would mix in the
+        # global seed, and fails where that is 0.
+        tf.compat.v1.set_random_seed(1)
         epoch_seed = tf.random.stateless_uniform(
             [], [seed, epoch], tf.int64.min, tf.int64.max, tf.int64
         )
@@ -124,7 +127,6 @@ def stream(examples, *, seed, shuffle_buffer, start=0):
         )
         shuffled = opened.shuffle(
             min(shuffle_buffer, num_examples),
-            # TensorFlow mixes its global seed in, which the phases set.
             seed=epoch_seed,
             reshuffle_each_iteration=False,
         )
