@@ -78,7 +78,7 @@ def test_imports_flow_downward(path):
 def test_files_are_licensed_and_read_at_a_sitting(path):
     lines = path.read_text().splitlines()
     assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
-    assert len(lines) <= 340, f"{path.name} has {len(lines)} lines"
+    assert len(lines) <= 350, f"{path.name} has {len(lines)} lines"
 
 
 def test_the_models_and_the_training_keep_to_keras_ops():
