@@ -3,6 +3,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 from noisy_student import command_line
@@ -29,6 +30,9 @@ def main(argv):
 
         phases.run_mode(config)
     except command_line.HelpRequested as help_requested:
+        # `--help | head` is no error.
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print(help_requested)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

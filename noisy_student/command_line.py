@@ -121,6 +121,8 @@ def help_text():
     for field in dataclasses.fields(Config):
         choices = field.metadata["choices"]
         shown = "|".join(choices) if choices else _spell(field.default)
+        if field.default is None and _base_type(field) is str:
+            shown = ""
         text = field.metadata["help"]
         if choices:
             text += f" Default: {_spell(field.default)}."

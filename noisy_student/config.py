@@ -44,7 +44,10 @@ def _knob(default, help, choices=(), low=None, high=None, free=False):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a run. A `None` is spelled `auto` on the command line."""
+    """The settings of a run.
+
+    On the command line a `None` is spelled `auto`, or nothing for a text.
+    """
 
     # Run
     mode: str = _knob("iterate", "What to do.", MODES, free=True)
@@ -79,7 +82,7 @@ class Config:
     unlabeled_split: str | None = _knob(None, "tfds split, labels ignored.")
     eval_split: str = _knob("test", "tfds split to evaluate on.")
     data_dir: str | None = _knob(
-        None, "Where tfds keeps prepared data; auto: its default.", free=True
+        None, "Where tfds keeps prepared data; empty: its default.", free=True
     )
     download: bool = _knob(
         False, "Let tfds download and prepare the data.", free=True
@@ -109,10 +112,10 @@ class Config:
         None, "Pixels; auto: the variant's own.", low=8
     )
     mean: str | None = _knob(
-        None, "Of the channels, 0 to 255: R,G,B; auto: ImageNet's."
+        None, "Of the channels, 0 to 255: R,G,B; empty: ImageNet's."
     )
     std: str | None = _knob(
-        None, "Of the channels, 0 to 255: R,G,B; auto: ImageNet's."
+        None, "Of the channels, 0 to 255: R,G,B; empty: ImageNet's."
     )
     small_images: bool = _knob(
         False, "Stages 2 and 3 at stride 1, for images of about 32 pixels."
