@@ -319,3 +319,18 @@ def test_a_result_is_a_function_of_its_seed(noisy):
         mapped, _ = map_seeds(12, lambda seed: noisy(image, seed))
         assert [result.tobytes() for result in mapped] == eager
     assert len(set(eager)) > 1, "12 seeds gave one result"
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_bmp_has_its_colors_with_a_palette_and_without(mode):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "BMP")
+    expected = np.asarray(picture.convert("RGB"))
+    assert (preprocessing.decode(file.getvalue()).numpy() == expected).all()
+    in_graph = tf.data.Dataset.from_tensors(file.getvalue()).map(
+        preprocessing.decode
+    )
+    assert (next(iter(in_graph)).numpy() == expected).all()

@@ -20,8 +20,7 @@ def decode(image_bytes):
 
     Args:
         image_bytes: string scalar: JPEG (grayscale and CMYK too), PNG (palette,
-            transparency and 16 bits too), GIF (its first frame), BMP (without
-            a palette: TensorFlow does not apply it) or WebP.
+            transparency and 16 bits too), GIF (its first frame), BMP or WebP.
 
     Returns:
         uint8 `(H, W, 3)`; transparency is dropped.
@@ -31,8 +30,29 @@ def decode(image_bytes):
             instance because they are truncated.
     """
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    return image
+    is_bmp = tf.strings.substr(image_bytes, 0, 2) == b"BM"
+    image = tf.cond(
+        is_bmp, lambda: _with_palette(image, image_bytes), lambda: image
+    )
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _with_palette(image, bmp_bytes):
+    """Colors of a BMP of 8 bits a pixel, of which TensorFlow reads indices."""
+
+    def number(position, dtype):  # little-endian, as the format has it
+        part = tf.strings.substr(bmp_bytes, position, dtype.size)
+        return tf.cast(tf.io.decode_raw(part, dtype)[0], tf.int32)
+
+    def look_up():
+        start = 14 + number(14, tf.int32)  # behind both headers
+        length = number(10, tf.int32) - start  # up to the pixels
+        palette = tf.strings.substr(bmp_bytes, start, length)
+        palette = tf.reshape(tf.io.decode_raw(palette, tf.uint8), [-1, 4])
+        rgb = palette[:, 2::-1]  # stored as blue, green, red, nothing
+        return tf.gather(rgb, tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(number(28, tf.int16) == 8, look_up, lambda: image)
 
 
 def center_crop(image_or_bytes, image_size):
