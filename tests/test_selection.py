@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Filter and balance: exact counts, and the surest images first."""
 
+import json
+
 import numpy as np
 import pytest
+from conftest import BUNDLED
 
+from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
+
+GOLDEN_CASES = ("upsample", "no_upsample", "high_min_threshold")
+NEVER_UP, ALWAYS_UP = 1.0, 0.0  # draws, which are compared with the fraction
 
 
 def select(confidence, predicted_class, **changes):
@@ -101,3 +108,302 @@ def test_average_per_class_keeps_a_pass_as_long():
         )
         == 0
     )
+
+
+def test_a_small_class_may_stay_small():
+    confidence, classes = [0.9, 0.8, 0.7, 0.6, 0.5], [0, 0, 0, 1, 1]
+    copies = select(confidence, classes, images_per_class=2, duplicate=False)
+    assert list(copies) == [1, 1, 0, 1, 1]
+    copies = select(confidence, classes, images_per_class=9, duplicate=False)
+    assert list(copies) == [1, 1, 1, 1, 1]
+
+
+def test_intervals_of_confidence_share_no_image():
+    # The ceiling belongs to the interval, as the threshold does not.
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(size=5000).astype(np.float16).astype(np.float32)
+    confidence[:4] = [0.5, 0.75, 1.0, np.nan]
+    classes = rng.integers(0, 3, 5000)
+    edges = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]
+    copies = [
+        select(
+            confidence,
+            classes,
+            images_per_class=None,
+            threshold=low,
+            ceiling=high,
+        )
+        for low, high in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    assert (np.sum(copies, axis=0) == (confidence > 0)).all()
+    assert [c[:3].tolist() for c in copies[2:]] == [
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, 0, 1],
+    ]
+    average = selection.average_per_class(
+        confidence, classes, num_classes=3, threshold=0.25, ceiling=0.5
+    )
+    assert average == -(-int(copies[2].sum()) // 3)
+
+
+def test_subsample_draws_evenly_and_keeps_the_copies():
+    copies = np.tile(np.uint32([0, 1, 3, 2]), 50)
+    times_kept = np.zeros(len(copies))
+    for seed in range(400):
+        fewer = selection.subsample(copies, 30, seed=seed)
+        assert fewer.dtype == np.uint32
+        stays = fewer > 0
+        assert stays.sum() == 30
+        assert (fewer[stays] == copies[stays]).all()
+        times_kept += stays
+    assert times_kept[copies == 0].sum() == 0
+    # 30 of 150, 400 times: 80, with a standard deviation of 8.
+    error = np.abs(times_kept[copies > 0] - 80).max()
+    assert error < 5 * 8, f"an image was kept {error} times off the mean 80"
+    again = selection.subsample(copies, 30, seed=399)
+    assert (again == fewer).all()
+
+
+@pytest.mark.parametrize("max_images", [150, 10**9])
+def test_subsample_of_few_enough_changes_nothing(max_images):
+    copies = np.tile(np.uint32([0, 1, 3, 2]), 50)
+    fewer = selection.subsample(copies, max_images, seed=0)
+    assert (fewer == copies).all()
+    assert fewer is not copies
+
+
+def read_case(name):
+    """Arguments of an official case and, by name, its arrays."""
+    index = json.loads((BUNDLED / "filter" / "index.json").read_text())
+    case = next(case for case in index["cases"] if case["name"] == name)
+    with np.load(BUNDLED / "filter" / "filter.npz") as file:
+        rows = {
+            "confidence": file["confidence"],
+            "predicted_class": file["labels"],
+        }
+        expected = {
+            key.removeprefix(name + "/"): file[key]
+            for key in file.files
+            if key.startswith(name + "/")
+        }
+    settings = rows | {
+        "num_classes": index["num_classes"],
+        "threshold": case["min_threshold"],
+        "images_per_class": case["num_image"],
+    }
+    return settings, bool(case["upsample"]), case, expected
+
+
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_official_thresholds_and_bins(name):
+    settings, _, _, expected = read_case(name)
+    threshold, total_count = selection.official_thresholds(**settings)
+    assert (threshold.dtype, total_count.dtype) == (np.float64, np.int64)
+    np.testing.assert_array_equal(threshold, expected["threshold"])
+    np.testing.assert_array_equal(total_count, expected["total_count"])
+    counts = selection._bin_counts(
+        settings["confidence"],
+        settings["predicted_class"],
+        settings["num_classes"],
+    )
+    np.testing.assert_array_equal(counts, expected["bin_counts"])
+
+
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_official_copies(name, monkeypatch):
+    settings, duplicate, case, expected = read_case(name)
+    means = []
+    round_at_random = selection._round_at_random
+
+    def copies(draw=None):
+        def spy(mean, draws):
+            means.append(mean)
+            if draw is not None:
+                draws = np.full_like(draws, draw)
+            return round_at_random(mean, draws)
+
+        monkeypatch.setattr(selection, "_round_at_random", spy)
+        return selection.select_official_bins(
+            **settings, seed=0, duplicate=duplicate
+        )
+
+    down, up, drawn = copies(NEVER_UP), copies(ALWAYS_UP), copies()
+    assert drawn.dtype == np.uint32
+    np.testing.assert_array_equal(down, expected["copies_rounded_down"])
+    np.testing.assert_array_equal(up, expected["copies_rounded_up"])
+    assert ((down <= drawn) & (drawn <= up)).all()
+    assert (drawn != down).any() and (drawn != up).any()
+    kept = expected["expected_copies"] > 0
+    assert kept.sum() == case["selected_rows"]
+    np.testing.assert_array_equal(means[0], expected["expected_copies"][kept])
+    assert drawn[~kept].sum() == 0
+    # Nothing is lost on the average, nor won.
+    total = case["expected_total_copies"]
+    fractions = means[0] % 1
+    deviation = np.sqrt((fractions * (1 - fractions)).sum())
+    error = abs(int(drawn.sum()) - total)
+    assert error <= 4 * deviation, f"{drawn.sum()} copies, not {total}"
+
+
+def test_every_golden_case_is_tested():
+    index = json.loads((BUNDLED / "filter" / "index.json").read_text())
+    assert {case["name"] for case in index["cases"]} == set(GOLDEN_CASES)
+
+
+def test_the_bundled_file_is_the_golden_one(golden):
+    with (
+        np.load(golden / "filter" / "filter.npz") as whole,
+        np.load(BUNDLED / "filter" / "filter.npz") as bundled,
+    ):
+        for key in set(whole.files) - {"probabilities"}:
+            np.testing.assert_array_equal(bundled[key], whole[key])
+            assert bundled[key].dtype == whole[key].dtype
+        probs, labels = whole["probabilities"], whole["labels"]
+        confidence = probs[np.arange(len(probs)), labels]
+        np.testing.assert_array_equal(bundled["confidence"], confidence)
+
+
+def official_by_loops(
+    confidence, classes, num_classes, threshold, images_per_class
+):
+    """(threshold, images from there on) of each class, one row at a time."""
+    found = []
+    for k in range(num_classes):
+        mine = [float(c) for c in confidence[classes == k]]
+        for edge in [i / 100.0 for i in range(100, -1, -1)]:
+            count = sum(c >= edge for c in mine)
+            if count >= images_per_class or edge == threshold:
+                found.append((edge, count))
+                break
+    return found
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.29, 0.3, 0.57, 1.0])
+@pytest.mark.parametrize("images_per_class", [1, 30, 10**6])
+@pytest.mark.parametrize("num_classes", [1, 4])
+def test_thresholds_of_stored_confidences(
+    threshold, images_per_class, num_classes
+):
+    # In float16, as the labels are stored: many equal ones, and 0.25, 0.5,
+    # 0.75 and 1 right on an edge. One class of four is empty.
+    rng = np.random.default_rng(0)
+    confidence = rng.beta(2, 1, 400).astype(np.float16)
+    confidence[:8] = [0, 0.25, 0.5, 0.75, 1, 1, np.nan, np.nan]
+    classes = rng.integers(0, max(1, num_classes - 1), 400)
+    rows = (confidence, classes, num_classes, threshold, images_per_class)
+    expected = official_by_loops(*rows)
+    for dtype in (np.float16, np.float32, np.float64):
+        found = selection.official_thresholds(
+            confidence.astype(dtype),
+            classes,
+            num_classes=num_classes,
+            threshold=threshold,
+            images_per_class=images_per_class,
+        )
+        found = list(zip(*[x.tolist() for x in found], strict=True))
+        assert found == expected, dtype
+
+
+def select_official(confidence, classes, **changes):
+    settings = {
+        "num_classes": 2,
+        "threshold": 0.3,
+        "images_per_class": 2,
+        "seed": 0,
+    }
+    return selection.select_official_bins(
+        confidence, classes, **{**settings, **changes}
+    )
+
+
+def test_a_confidence_at_the_edge_is_in():
+    # `select` drops it. Just below the edge is out; so is 0.7 in float32,
+    # 0.69999999, as it is in the official comparison.
+    below = np.nextafter(0.3, 0)
+    assert list(select_official([0.3, below], [0, 0])) == [2, 0]
+    confidence = np.float32([0.7, 0.8])
+    copies = select_official(confidence, [0, 0], threshold=0.7)
+    assert list(copies) == [0, 2]
+
+
+def test_whole_bins_are_kept():
+    # K = 2 is reached at 0.90, whose bin makes it three: 2 / 3 each.
+    confidence = [0.95, 0.909, 0.9, 0.899, 0.5]
+    threshold, total_count = selection.official_thresholds(
+        confidence,
+        [0] * 5,
+        num_classes=2,
+        threshold=0.3,
+        images_per_class=2,
+    )
+    assert threshold.tolist() == [0.9, 0.3]
+    assert total_count.tolist() == [3, 0]
+    times_kept = np.zeros(5)
+    for seed in range(300):
+        times_kept += select_official(confidence, [0] * 5, seed=seed)
+    assert times_kept[3:].tolist() == [0, 0]
+    # 2 / 3 of 300 draws: 200, with a standard deviation of 8.2.
+    assert np.abs(times_kept[:3] - 200).max() < 4 * 8.2, times_kept
+
+
+def test_fractions_are_drawn_independently():
+    # 1000 images for K = 2500: two copies each, and one more for every other.
+    confidence, classes = np.full(1000, 0.9), np.zeros(1000, int)
+    copies = [
+        select_official(confidence, classes, images_per_class=2500, seed=seed)
+        for seed in range(20)
+    ]
+    assert set(np.unique(copies)) == {2, 3}
+    ups = np.array(copies) == 3
+    # Standard deviation of the mean of 20,000 coins: 0.0035; of the number
+    # of heads in 1000: 16, which exact balancing would make 0.
+    assert abs(ups.mean() - 0.5) < 4 * 0.0035
+    assert 8 < ups.sum(axis=1).std() < 32
+    again = select_official(confidence, classes, images_per_class=2500, seed=19)
+    assert (again == copies[19]).all()
+
+
+def test_official_bins_without_copies_or_balance():
+    confidence, classes = [0.9, 0.8, 0.3, np.nan, 0.2], [0, 0, 1, 1, 1]
+    copies = select_official(confidence, classes, images_per_class=7)
+    assert copies[[2, 3, 4]].tolist() == [7, 0, 0]
+    copies = select_official(
+        confidence, classes, images_per_class=7, duplicate=False
+    )
+    assert copies.tolist() == [1, 1, 1, 0, 0]
+    copies = select_official(confidence, classes, images_per_class=None)
+    assert copies.tolist() == [1, 1, 1, 0, 0]
+
+
+def test_official_bins_below_a_ceiling():
+    # What lies above the ceiling neither counts nor is kept.
+    confidence = [0.95, 0.81, 0.8, 0.79, 0.6, 0.5]
+    copies = select_official(confidence, [0] * 6, ceiling=0.8)
+    assert copies.tolist() == [0, 0, 1, 1, 0, 0]
+    copies = select_official(confidence, [0] * 6, ceiling=0.805, threshold=0.8)
+    assert copies.tolist() == [0, 0, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("images_per_class", [None, 3])
+def test_nothing_to_select(images_per_class):
+    for confidence in ([], [np.nan, np.nan], [0.1, 0.2]):
+        classes = np.zeros(len(confidence), int)
+        for function in (select, select_official):
+            copies = function(
+                confidence, classes, images_per_class=images_per_class
+            )
+            assert copies.tolist() == [0] * len(confidence)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 0.305}, "threshold=0.305 .* 0.01, .*: give 0.3$"),
+        ({"threshold": 1.2}, "threshold=1.2 .*: give 1.0$"),
+        ({"ceiling": 0.3}, "threshold=0.3 must be below .* 0.3: give a lower"),
+    ],
+)
+def test_impossible_bins(settings, message):
+    with pytest.raises(UserError, match=message):
+        select_official([0.5], [0], **settings)
