@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from PIL import ImageEnhance
 from PIL import ImageOps
+from sklearn.datasets import load_sample_image
 
+from noisy_student.data import augmentation
 from noisy_student.data import randaugment
 
 BUNDLED = pathlib.Path(__file__).parent / "golden" / "randaugment"
@@ -249,6 +252,70 @@ def test_contrast_blends_with_a_grey_of_the_size(size):
     assert (result == expected).all(), f"{result[0, 0]}, not {expected}"
 
 
+def contrast_images():
+    yield noise(60, 50)
+    yield noise(7, 5) // 4  # dark
+    yield np.full((9, 8, 3), 200, np.uint8)
+    for name in ("china.jpg", "flower.jpg"):
+        yield load_sample_image(name)[50:274, 100:324]
+
+
+@pytest.mark.parametrize("magnitude", [0, 1, 4.5, 5, 9, 15, 27, 30])
+def test_corrected_contrast_is_pils(magnitude):
+    factor = magnitude / 10 * 1.8 + 0.1
+    for image in contrast_images():
+        enhancer = ImageEnhance.Contrast(Image.fromarray(image))
+        expected = np.asarray(enhancer.enhance(factor)).astype(int)
+        result = randaugment.apply_op(
+            "Contrast", image, magnitude, contrast="corrected"
+        ).numpy()
+        # The mean is PIL's, in its integers. One level is left for compilers
+        # that fuse the blend's product and sum, before fractions are cut off.
+        error = np.abs(result - expected).max()
+        assert error <= 1, f"{image.shape} off by {error}"
+
+
+def test_corrected_contrast_in_a_graph():
+    images = list(contrast_images())
+
+    def correct(image):
+        return randaugment.apply_op("Contrast", image, 27, contrast="corrected")
+
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(images), output_signature=ANY_IMAGE
+    )
+    mapped = dataset.map(correct).as_numpy_iterator()
+    function = tf.function(correct, input_signature=[ANY_IMAGE])
+    for image, result in zip(images, mapped, strict=True):
+        expected = correct(image).numpy()
+        official = randaugment.apply_op("Contrast", image, 27).numpy()
+        assert count_differences(official, expected), "corrects nothing"
+        wrong = [
+            count_differences(graph, expected)
+            for graph in (result, function(image))
+        ]
+        assert not any(wrong), f"wrong bytes {wrong}"
+
+
+@pytest.mark.parametrize("contrast", randaugment.CONTRASTS)
+def test_the_noise_of_a_recipe_has_its_contrast(monkeypatch, contrast):
+    monkeypatch.setattr(randaugment, "OPS", ("Contrast",))
+    image = noise(16, 16)
+    augment = augmentation.make_augment(
+        image_size=16,
+        crop="padded",
+        crop_padding=0,
+        flip=False,
+        randaugment_num_ops=1,
+        randaugment_magnitude=27,
+        randaugment_contrast=contrast,
+    )
+    result = augment(tf.io.encode_png(image), seed=[1, 2])
+    expected = randaugment.apply_op("Contrast", image, 27, contrast=contrast)
+    wrong = count_differences(result, expected.numpy())
+    assert not wrong, f"{wrong} of {image.size} bytes differ"
+
+
 def test_cutout_takes_the_middle_by_default():
     image = np.zeros((9, 13, 3), np.uint8)
     result = randaugment.apply_op("Cutout", image, 10, cutout_const=2).numpy()
@@ -262,6 +329,7 @@ def test_cutout_takes_the_middle_by_default():
     ("call", "message"),
     [
         ({"name": "Blur"}, "Unknown op 'Blur'.*AutoContrast.*Cutout"),
+        ({"contrast": "pil"}, "Unknown contrast 'pil'.*official, corrected"),
         ({"magnitude": 31}, r"\[0, 30\], got 31"),
         ({"magnitude": -0.1}, r"\[0, 30\], got -0.1"),
         ({"image": np.zeros((4, 4, 3), np.float32)}, "uint8, got float32"),

@@ -20,11 +20,20 @@ OPS = tuple(
     "Cutout".split()
 )
 
+CONTRASTS = ("official", "corrected")
+
 _GREY = np.uint8(128)  # fills holes, and what comes in from outside
 
 
 def randaugment(
-    image, num_ops, magnitude, *, seed, cutout_const=40, translate_const=100
+    image,
+    num_ops,
+    magnitude,
+    *,
+    seed,
+    cutout_const=40,
+    translate_const=100,
+    contrast="official",
 ):
     """Apply `num_ops` operations, drawn uniformly with replacement.
 
@@ -35,6 +44,7 @@ def randaugment(
         seed: integer `(2,)`; the result is a function of image and seed.
         cutout_const: half the side of Cutout's hole at M = 10, in pixels.
         translate_const: pixels that a translation moves by at M = 10.
+        contrast: as in `apply_op`.
 
     Returns:
         uint8 `(H, W, 3)`.
@@ -54,6 +64,7 @@ def randaugment(
             sign=tf.where(draw[1] < 0.5, 1.0, -1.0),
             cutout_const=cutout_const,
             translate_const=translate_const,
+            contrast=contrast,
             center=_pixel_at(image, draw[2:]),
         )
         branches = [functools.partial(apply, name) for name in OPS]
@@ -70,6 +81,7 @@ def apply_op(
     sign=1,
     cutout_const=40,
     translate_const=100,
+    contrast="official",
     center=None,
 ):
     """Apply one operation.
@@ -92,19 +104,25 @@ def apply_op(
             ShearX, ShearY, TranslateX and TranslateY.
         cutout_const: as in `randaugment`.
         translate_const: as in `randaugment`.
+        contrast: the grey that Contrast blends with: `official` depends on the
+            size of the image alone, `corrected` is its mean, as in PIL.
         center: (row, column) of Cutout's hole; `None` is the middle.
 
     Returns:
         uint8 `(H, W, 3)`.
 
     Raises:
-        ValueError: for an unknown name, a magnitude outside of [0, 30] or an
-            image that is not uint8.
+        ValueError: for an unknown name or contrast, a magnitude outside of
+            [0, 30] or an image that is not uint8.
 
     Reference: noisystudent/randaugment.py, `level_to_arg`, `NAME_TO_FUNC`.
     """
     if name not in OPS:
         raise ValueError(f"Unknown op {name!r}, not one of {', '.join(OPS)}.")
+    if contrast not in CONTRASTS:
+        raise ValueError(
+            f"Unknown contrast {contrast!r}, not one of {', '.join(CONTRASTS)}."
+        )
     if not 0 <= magnitude <= 30:
         raise ValueError(f"magnitude must be in [0, 30], got {magnitude}.")
     image = tf.convert_to_tensor(image)
@@ -117,6 +135,7 @@ def apply_op(
     pixels, hole = level * translate_const, int(level * cutout_const)
     if center is None:
         center = _pixel_at(image, (0.5, 0.5))
+    blend_grey = _contrast if contrast == "official" else _corrected_contrast
     operations = {
         "AutoContrast": lambda: _auto_contrast(image),
         "Equalize": lambda: _equalize(image),
@@ -125,7 +144,7 @@ def apply_op(
         "Posterize": lambda: _posterize(image, int(level * 4)),
         "Solarize": lambda: _solarize(image, int(level * 256)),
         "Color": lambda: _color(image, factor),
-        "Contrast": lambda: _contrast(image, factor),
+        "Contrast": lambda: blend_grey(image, factor),
         "Brightness": lambda: _blend(0.0, image, factor),
         "Sharpness": lambda: _sharpness(image, factor),
         "ShearX": lambda: _project(image, [[1, shear, 0], [0, 1, 0]]),
@@ -232,6 +251,18 @@ def _contrast(image, factor):
     """Blend with one grey: number of pixels / 256, where PIL takes the mean."""
     grey = tf.minimum(tf.size(image) // (3 * 256), 255)
     return _blend(tf.cast(grey, tf.float32), image, factor)
+
+
+def _corrected_contrast(image, factor):
+    """Blend with the mean grey, in the integers of `ImageEnhance.Contrast`."""
+    planes = tf.transpose(tf.reshape(image, [-1, 3]))  # (3, H W)
+    red, green, blue = tf.unstack(tf.cast(planes, tf.int32))
+    # PIL's conversion to "L": ITU-R 601 in 16 bits of fraction, rounded.
+    grey = (red * 19595 + green * 38470 + blue * 7471 + 2**15) // 2**16
+    total = tf.reduce_sum(tf.cast(grey, tf.int64))
+    count = tf.size(grey, tf.int64)
+    mean = (2 * total + count) // (2 * count)  # rounded half up
+    return _blend(tf.cast(mean, tf.float32), image, factor)
 
 
 def _sharpness(image, factor):
