@@ -6,6 +6,8 @@ import math
 import keras
 from keras import ops
 
+from noisy_student.errors import UserError
+
 
 @keras.saving.register_keras_serializable(package="noisy_student")
 class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
@@ -14,6 +16,7 @@ class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
     The rate at `step` is, with real-valued steps per epoch,
 
     ```python
+    step = step + first_step
     decayed = base_lr * decay_factor ** (step // (decay_epochs * per_epoch))
     warmup_steps = int(warmup_epochs * per_epoch)
     lr = base_lr * step / warmup_steps if step < warmup_steps else decayed
@@ -28,6 +31,8 @@ class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
         decay_factor: Of each stair.
         decay_epochs: Length of a stair.
         warmup_epochs: Length of the warm-up; 0 for none.
+        first_step: Where in the schedule a run begins: finetuning takes the
+            last steps of a long run alone (official `start_from_step`).
 
     Reference: noisystudent/utils.py, `build_learning_rate`; paper, section 3.1.
     """
@@ -39,15 +44,17 @@ class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
         decay_factor=0.97,
         decay_epochs=2.4,
         warmup_epochs=5,
+        first_step=0,
     ):
         self.base_lr = base_lr
         self.steps_per_epoch = steps_per_epoch
         self.decay_factor = decay_factor
         self.decay_epochs = decay_epochs
         self.warmup_epochs = warmup_epochs
+        self.first_step = first_step
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
+        step = ops.cast(step + self.first_step, "float32")
         stairs = ops.floor(step / (self.decay_epochs * self.steps_per_epoch))
         decayed = self.base_lr * ops.power(float(self.decay_factor), stairs)
         # Cut to whole steps, as the official code does.
@@ -64,6 +71,7 @@ class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
             "decay_factor": self.decay_factor,
             "decay_epochs": self.decay_epochs,
             "warmup_epochs": self.warmup_epochs,
+            "first_step": self.first_step,
         }
 
 
@@ -76,6 +84,7 @@ def exponential_decay(
     warmup_epochs=5,
     final_lr=None,
     total_epochs=None,
+    first_step=0,
 ):
     """The schedule of a run, given by its stairs or by its last rate.
 
@@ -85,17 +94,42 @@ def exponential_decay(
         decay_factor: Of each stair, in `(0, 1]`.
         decay_epochs: Length of a stair in epochs.
         warmup_epochs: Length of the warm-up in epochs.
-        final_lr: If given, overrides `decay_epochs` so that the rate reaches
-            this value after `total_epochs` (official `final_base_lr`, the
-            SVHN recipe).
-        total_epochs: Length of the run in epochs, for `final_lr`.
+        final_lr: If given, overrides `decay_epochs`: the stairs are as many
+            as lead from `base_lr` to this value, each as long as
+            `total_epochs` less the warm-up allow (official `final_base_lr`,
+            the SVHN recipe).
+        total_epochs: Length of the schedule in epochs, for `final_lr`.
+        first_step: As in `ExponentialDecay`.
 
     Returns:
         An `ExponentialDecay`.
+
+    Raises:
+        UserError: If no such stairs lead to `final_lr`.
+
+    Reference: noisystudent/main.py, `decay_epochs`. As the stairs are counted
+    from step 0 all the same, the last ones of a run lie below `final_lr`.
     """
     if final_lr is not None:
-        num_stairs = math.log(final_lr / base_lr) / math.log(decay_factor)
-        decay_epochs = total_epochs / num_stairs
+        if final_lr >= base_lr:
+            raise UserError(
+                f"the learning rate cannot fall from {base_lr:g} to "
+                f"{final_lr:g}: give a --final_base_lr below --base_lr"
+            )
+        if decay_factor >= 1:
+            raise UserError(
+                f"--lr_decay_factor={decay_factor} never leads to "
+                "--final_base_lr: give a factor below 1, such as 0.97"
+            )
+        # A shorter run, to try something out, is all warm-up.
+        if total_epochs > warmup_epochs:
+            num_stairs = math.log(final_lr / base_lr) / math.log(decay_factor)
+            decay_epochs = (total_epochs - warmup_epochs) / num_stairs
     return ExponentialDecay(
-        base_lr, steps_per_epoch, decay_factor, decay_epochs, warmup_epochs
+        base_lr,
+        steps_per_epoch,
+        decay_factor,
+        decay_epochs,
+        warmup_epochs,
+        first_step,
     )
