@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import BUNDLED
 
 from noisy_student.training.averaging import AveragedModel
 from noisy_student.training.averaging import ema_decay_at
@@ -91,15 +92,15 @@ def batch(num_rows, seed=0):
     )
 
 
-def read_golden(golden):
-    folder = golden / "optimizer"
+def read_golden():
+    folder = BUNDLED / "optimizer"
     settings = json.loads((folder / "rmsprop_ema.json").read_text())
     with np.load(folder / "rmsprop_ema.npz") as file:
         return settings, {name: file[name] for name in file.files}
 
 
-def test_official_training_with_average(golden):
-    settings, expected = read_golden(golden)
+def test_official_training_with_average():
+    settings, expected = read_golden()
     curvature = tf.constant(expected["A"])
     center = tf.constant(expected["c"])
 
@@ -126,8 +127,8 @@ def test_official_training_with_average(golden):
     assert error < 1e-5, f"averages off by {error}"
 
 
-def test_official_average_at_any_update(golden):
-    settings, expected = read_golden(golden)
+def test_official_average_at_any_update():
+    settings, expected = read_golden()
     model = AveragedModel(
         vector_network(expected["ema_only_values"][0]), settings["ema_decay"]
     )

@@ -3,11 +3,15 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import BUNDLED
 
 from noisy_student.training import losses
+from noisy_student.training import online_teacher
+from noisy_student.training import trainer
 
 GOLDEN_CASES = (
     "supervised",
@@ -40,41 +44,51 @@ def smooth(labels, num_classes, label_smoothing):
     return one_hot * (1 - label_smoothing) + label_smoothing / num_classes
 
 
-def read_case(golden, name):
+def read_case(name):
     """Settings of a golden case, its arrays, and the targets they imply."""
-    cases = json.loads((golden / "loss" / "index.json").read_text())
+    cases = json.loads((BUNDLED / "loss" / "index.json").read_text())
     settings = next(case for case in cases if case["name"] == name)
-    with np.load(golden / "loss" / "losses.npz") as file:
+    with np.load(BUNDLED / "loss" / "losses.npz") as file:
         arrays = {
             key.removeprefix(name + "/"): file[key]
             for key in file.files
             if key.startswith(name + "/")
         }
-    temperature = settings["teacher_softmax_temp"]
-    hard = arrays.get("pseudo_labels")
-    soft = None
-    if "stored_probabilities" in arrays:
-        soft = arrays["stored_probabilities"] ** (1 / temperature)
-        soft /= soft.sum(-1, keepdims=True)
-    elif "teacher_logits" in arrays:
-        teacher_logits = arrays["teacher_logits"][settings["labeled"] :]
-        if temperature == -1:
-            hard = teacher_logits.argmax(-1)
-        else:
-            soft = softmax(teacher_logits / temperature)
-    labels = arrays["labels"] if hard is None else [*arrays["labels"], *hard]
     targets = smooth(
-        labels, settings["num_classes"], settings["label_smoothing"]
+        arrays["labels"], settings["num_classes"], settings["label_smoothing"]
     )
-    if soft is not None:
-        targets = np.concatenate([targets, soft]).astype("float32")
-    return settings, arrays, targets
+    unlabeled = unlabeled_targets(settings, arrays)
+    if unlabeled is not None:
+        targets = np.concatenate([targets, unlabeled])
+    return settings, arrays, targets.astype("float32")
+
+
+def unlabeled_targets(settings, arrays):
+    """Targets (U, C) from whatever a golden case gives, or None."""
+    temperature = settings["teacher_softmax_temp"]
+    if "teacher_logits" in arrays:
+        return online_teacher.teacher_targets(
+            arrays["teacher_logits"][settings["labeled"] :],
+            kind="hard" if temperature == -1 else "soft",
+            temperature=temperature,
+            label_smoothing=settings["label_smoothing"],
+        )
+    if "stored_probabilities" in arrays:
+        powers = arrays["stored_probabilities"] ** (1 / temperature)
+        return powers / powers.sum(-1, keepdims=True)
+    if "pseudo_labels" in arrays:
+        return smooth(
+            arrays["pseudo_labels"],
+            settings["num_classes"],
+            settings["label_smoothing"],
+        )
+    return None
 
 
 @pytest.mark.parametrize("batch", ("known", "unknown"))
 @pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_equals_the_official_loss_and_gradient(golden, name, batch):
-    settings, arrays, targets = read_case(golden, name)
+def test_equals_the_official_loss_and_gradient(name, batch):
+    settings, arrays, targets = read_case(name)
     loss_fn = losses.mixed_cross_entropy(
         settings["labeled"], settings["unlabel_ratio"]
     )
@@ -100,8 +114,8 @@ def test_equals_the_official_loss_and_gradient(golden, name, batch):
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_metrics_show_both_official_parts(golden, name):
-    settings, arrays, targets = read_case(golden, name)
+def test_metrics_show_both_official_parts(name):
+    settings, arrays, targets = read_case(name)
     mixed = settings["unlabeled"] > 0
     found = {}
     for metric in losses.mixed_metrics(settings["labeled"], mixed):
@@ -114,9 +128,123 @@ def test_metrics_show_both_official_parts(golden, name):
             assert error < 5e-6, f"{part} {found[part]}, off by {error}"
 
 
-def test_every_golden_case_is_tested(golden):
-    cases = json.loads((golden / "loss" / "index.json").read_text())
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_soft_targets_are_as_sure_as_the_official_ones(name):
+    settings, arrays, targets = read_case(name)
+    soft = settings["unlabeled"] > 0 and settings["teacher_softmax_temp"] != -1
+    assert ("mean_max_target_prob" in arrays) == soft
+    if soft:
+        found = targets[settings["labeled"] :].max(-1).mean()
+        error = abs(found - arrays["mean_max_target_prob"])
+        assert error < 1e-6, f"{found}, off by {error}"
+
+
+def decayed_weights(arrays):
+    """The values of a golden case that our optimizer decays, and the others.
+
+    A network gets the values as its weights; one step without any gradient
+    then moves what has an L2 term of its own.
+    """
+    layers = [
+        keras.Input((3,)),
+        keras.layers.Dense(4, name="dense"),
+        keras.layers.BatchNormalization(name="bn"),
+    ]
+    model = trainer.make_trainable(
+        keras.Sequential(layers),
+        learning_rate=1.0,
+        weight_decay=0.1,
+        num_labeled=1,
+    )
+    variables = model.network.trainable_weights
+    names = {
+        "dense/kernel": "wd_kernel",
+        "dense/bias": "wd_bias",
+        "bn/gamma": "wd_bn_gamma",
+        "bn/beta": None,
+    }
+    names = [names["/".join(v.path.split("/")[-2:])] for v in variables]
+    for variable, name in zip(variables, names, strict=True):
+        variable.assign(arrays[name] if name else np.ones(variable.shape))
+    before = [v.numpy() for v in variables]
+    model.optimizer.apply([np.zeros_like(values) for values in before])
+    moved = [
+        bool((v.numpy() != values).any())
+        for v, values in zip(variables, before, strict=True)
+    ]
+    return dict(zip(names, moved, strict=True))
+
+
+def l2_loss(values):
+    return float((values.astype("float64") ** 2).sum() / 2)
+
+
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_l2_term_is_the_official_one_but_for_a_constant(name):
+    settings, arrays, targets = read_case(name)
+    decayed = decayed_weights(arrays)
+    assert decayed == {
+        "wd_kernel": True,
+        "wd_bias": True,
+        "wd_bn_gamma": False,
+        None: False,  # the other weight of the BatchNormalization
+    }
+    terms = [l2_loss(arrays[key]) for key, moved in decayed.items() if moved]
+    # Officially an online teacher's weights are in the sum, which no gradient
+    # sees; they are not in ours.
+    if settings["source"] == "teacher_logits":
+        terms.append(l2_loss(arrays["wd_teacher_kernel"]))
+    expected = arrays["total_loss"]
+    term = settings["weight_decay"] * sum(terms)
+    # No more than the rounding of a float32 sum: any term would show.
+    error = abs(float(expected) - float(arrays["data_loss"]) - term)
+    assert error <= np.spacing(expected), f"L2 term off by {error}"
+    loss_fn = losses.mixed_cross_entropy(
+        settings["labeled"], settings["unlabel_ratio"]
+    )
+    total = np.mean(loss_fn(targets, arrays["logits"])) + term
+    assert abs(total - expected) < 5e-6, f"{total} instead of {expected}"
+
+
+def test_every_golden_case_is_tested():
+    cases = json.loads((BUNDLED / "loss" / "index.json").read_text())
     assert {case["name"] for case in cases} == set(GOLDEN_CASES)
+
+
+def test_the_bundled_files_are_the_golden_ones(golden):
+    for name in ("index.json", "losses.npz"):
+        bundled = (BUNDLED / "loss" / name).read_bytes()
+        assert bundled == (golden / "loss" / name).read_bytes(), name
+
+
+def test_teacher_targets_by_hand():
+    # Probabilities of T = 1 as above; of T = 1/2 their squares.
+    soft = online_teacher.teacher_targets(LOGITS)
+    np.testing.assert_allclose(
+        soft, [[1 / 8, 2 / 8, 5 / 8], [0.6, 0.2, 0.2]], rtol=1e-6
+    )
+    sharp = online_teacher.teacher_targets(LOGITS, temperature=0.5)
+    np.testing.assert_allclose(sharp[0], np.array([1, 4, 25]) / 30, rtol=1e-6)
+    hard = online_teacher.teacher_targets(
+        LOGITS, kind="hard", label_smoothing=0.3
+    )
+    np.testing.assert_allclose(
+        hard, [[0.1, 0.1, 0.8], [0.8, 0.1, 0.1]], rtol=1e-6
+    )
+    for targets in (soft, hard):
+        assert targets.dtype == tf.float32
+    with pytest.raises(ValueError, match="soft or hard, not 'both'"):
+        online_teacher.teacher_targets(LOGITS, kind="both")
+
+
+@pytest.mark.parametrize("kind", ("soft", "hard"))
+def test_no_gradient_reaches_the_teacher(kind):
+    logits = tf.Variable(LOGITS.astype("float16"))
+    with tf.GradientTape() as tape:
+        targets = online_teacher.teacher_targets(logits, kind=kind)
+        loss = tf.reduce_sum(targets**2)
+    assert targets.dtype == tf.float32
+    assert tape.gradient(loss, logits) is None
 
 
 def test_cross_entropy_by_hand():

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import BUNDLED
 
 from noisy_student.training import losses
 from noisy_student.training.optimizers import RMSprop
@@ -34,8 +35,8 @@ def gradient_pair(step):
     return list(rng.normal(size=(2, NUM_WEIGHTS)).astype("float32"))
 
 
-def test_official_trajectory(golden):
-    folder = golden / "optimizer"
+def test_official_trajectory():
+    folder = BUNDLED / "optimizer"
     settings = json.loads((folder / "rmsprop_ema.json").read_text())
     with np.load(folder / "rmsprop_ema.npz") as file:
         expected = {name: file[name] for name in file.files}
@@ -66,6 +67,14 @@ def test_official_trajectory(golden):
         assert rate == pytest.approx(expected["learning_rate"][step], rel=1e-5)
         optimizer.apply([gradient])
         check(step + 1)
+
+
+def test_the_bundled_files_are_the_golden_ones(golden):
+    folder = golden / "optimizer"
+    assert len(list(folder.iterdir())) == 4
+    for path in folder.iterdir():
+        bundled = (BUNDLED / "optimizer" / path.name).read_bytes()
+        assert bundled == path.read_bytes(), path.name
 
 
 def test_first_step_by_hand():
