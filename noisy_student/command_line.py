@@ -22,7 +22,25 @@ from noisy_student.errors import UserError
 RUN_FLAGS = "run.flags"
 RECIPES = pathlib.Path(__file__).resolve().parent.parent / "flags"
 # Any of these says which data to use; without one it is the digits.
-DATA_FLAGS = ("dataset", "labeled_dir", "labeled_tfrecords")
+DATA_FLAGS = (
+    "dataset",
+    "labeled_dir",
+    "labeled_tfrecords",
+    "eval_dir",
+    "eval_tfrecords",
+)
+# What may differ from the run when a mode reads the run's models alone.
+MODE_FLAGS = {
+    "evaluate": ("eval_",),
+    "finetune": (
+        "image_size",
+        "batch_size",
+        "base_lr",
+        "finetune",
+        "frozen_blocks",
+    ),
+    "plan": ("",),  # everything: it asks what would be
+}
 HELP_FLAGS = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
 
@@ -53,7 +71,7 @@ def parse(argv, recipes=RECIPES):
         argument.lstrip("-").split("=")[0] == "flagfile"
         for argument in arguments
     )
-    if names_recipe:
+    if names_recipe or _evaluates_weights(given):
         base = {}
     elif any(given.get(name) for name in DATA_FLAGS):
         base = read_flagfile(recipes / "own_images.flags")
@@ -67,6 +85,11 @@ def parse(argv, recipes=RECIPES):
         _check_same(workdir, recorded, given)
         base = recorded
     return Config(**{**base, **given})
+
+
+def _evaluates_weights(given):
+    """Whether weights are to be tried as they are, not a recipe."""
+    return given.get("mode") == "evaluate" and given.get("init_from")
 
 
 def read_flagfile(path):
@@ -96,9 +119,11 @@ def write_run_flags(config, path):
         value = getattr(config, field.name)
         if field.name in ("mode", "iteration"):
             continue  # what one command does, not how the run is set up
-        if value is None and _base_type(field) is str:
+        if value is None and field.default is None and _is_text(field):
             continue
-        lines.append(f"--{field.name}={_spell(value)}")
+        # An empty text where the default is none: no students, no noise.
+        spelled = "" if value is None and _is_text(field) else _spell(value)
+        lines.append(f"--{field.name}={spelled}")
     return "\n".join(lines) + "\n"
 
 
@@ -121,7 +146,7 @@ def help_text():
     for field in dataclasses.fields(Config):
         choices = field.metadata["choices"]
         shown = "|".join(choices) if choices else _spell(field.default)
-        if field.default is None and _base_type(field) is str:
+        if field.default is None and _is_text(field):
             shown = ""
         text = field.metadata["help"]
         if choices:
@@ -157,7 +182,7 @@ def _read(arguments):
         )
     return {
         field.name: values[field.name].value or None
-        if _base_type(field) is str
+        if _is_text(field)
         else values[field.name].value
         for field in dataclasses.fields(Config)
         if values[field.name].present
@@ -186,7 +211,7 @@ def _define(field, values):
         float: flags.FloatParser,
         str: flags.ArgumentParser,
     }[base_type]()
-    if base_type is not str and _is_optional(field):
+    if not _is_text(field) and _is_optional(field):
         parser = _OrAuto(parser)
     flags.DEFINE(
         parser,
@@ -215,23 +240,40 @@ class _OrAuto(flags.ArgumentParser):
 
 def _check_same(workdir, recorded, given):
     """Refuse flags that contradict what the workdir was made with."""
-    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    old_config, new_config = Config(**recorded), Config(**{**recorded, **given})
+    allowed = MODE_FLAGS.get(given.get("mode"), ())
     for field in dataclasses.fields(Config):
         name = field.name
         if field.metadata["free"] or name == "workdir" or name not in given:
             continue
-        old, new = recorded.get(name, defaults[name]), given[name]
-        if old == new:
+        old, new = getattr(old_config, name), getattr(new_config, name)
+        if old == new or name.startswith(allowed):
             continue
-        if name == "students" and f"{new},".startswith(f"{old},"):
-            continue  # more students at the end continue the chain
-        if name.startswith("eval_") and given.get("mode") == "evaluate":
+        if _continues(name, old_config, new_config):
             continue
         raise UserError(
             f"{workdir} was made with --{name}={_spell(old)}, not "
             f"--{name}={_spell(new)}: use another --workdir, or leave out "
             "the flag to go on with that run"
         )
+
+
+def _continues(name, old, new):
+    """Whether a list means the same for the students that there were."""
+    if name == "students":
+        return not old.students or f"{new.students},".startswith(
+            f"{old.students},"
+        )
+    if name == "unlabeled_ratio":
+        return all(
+            old.unlabeled_ratio_of(k) == new.unlabeled_ratio_of(k)
+            for k in range(1, len(old.student_variants()) + 1)
+        )
+    return False
+
+
+def _is_text(field):
+    return _base_type(field) is str
 
 
 def _base_type(field):

@@ -11,6 +11,9 @@ other modules take plain arguments.
 import dataclasses
 
 from noisy_student.errors import UserError
+from noisy_student.knobs import check
+from noisy_student.knobs import knob
+from noisy_student.knobs import numbers
 
 # Answers of `python main.py --help`, in this order.
 MODES = {
@@ -19,27 +22,17 @@ MODES = {
     "label": "the teacher labels the unlabeled images; filter and balance",
     "select": "filter and balance again, from the stored labels",
     "distill": "train the student on labeled + pseudo-labeled images",
+    "finetune": "FixRes: the newest model, briefly, at a larger --image_size",
     "evaluate": "top-1 and top-5 of the newest model on the evaluation images",
+    "plan": "what a run needs, before it begins: time, memory, disk",
 }
 
 # What models/efficientnet.py builds, known here without TensorFlow.
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l0", "l1", "l2")
 
-
-def _knob(default, help, choices=(), low=None, high=None, free=False):
-    """A field with its documentation.
-
-    `free` marks what may change between two commands on one workdir, because
-    no weight, label or result depends on it.
-    """
-    metadata = {
-        "help": help,
-        "choices": tuple(choices),
-        "low": low,
-        "high": high,
-        "free": free,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+# What can disturb an image or the network that sees it. `crop` is the random
+# crop and the mirroring; without it an image is prepared as for evaluation.
+NOISE = ("crop", "randaugment", "dropout", "stochastic_depth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,175 +43,250 @@ class Config:
     """
 
     # Run
-    mode: str = _knob("iterate", "What to do.", MODES, free=True)
-    workdir: str = _knob(
+    mode: str = knob("iterate", "What to do.", MODES, free=True)
+    workdir: str = knob(
         "runs/default", "Folder of the run; a command on it continues the run."
     )
-    seed: int = _knob(0, "Seed of everything random.", low=0, high=2**31 - 1)
-    iteration: int | None = _knob(
+    seed: int = knob(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    iteration: int | None = knob(
         None,
         "Which student (0: the teacher); auto: the next.",
         low=0,
         free=True,
     )
-    distribution: str = _knob(
+    distribution: str = knob(
         "auto",
         "Devices that train.",
         ("auto", "cpu", "gpu", "mirrored", "tpu"),
         free=True,
     )
-    cpu_devices: int = _knob(
+    cpu_devices: int = knob(
         1, "Split the CPU, to try mirrored without GPUs.", low=1, free=True
     )
-    checkpoint_minutes: float = _knob(
+    checkpoint_minutes: float = knob(
         10.0, "At most this much work is lost by a stop.", low=0, free=True
     )
 
     # Data
-    dataset: str | None = _knob(
+    dataset: str | None = knob(
         None, "digits, or a name of tensorflow-datasets."
     )
-    labeled_split: str = _knob("train", "tfds split with labels.")
-    unlabeled_split: str | None = _knob(None, "tfds split, labels ignored.")
-    eval_split: str = _knob("test", "tfds split to evaluate on.")
-    data_dir: str | None = _knob(
+    labeled_split: str = knob("train", "tfds split with labels.")
+    unlabeled_split: str | None = knob(None, "tfds split, labels ignored.")
+    eval_split: str = knob("test", "tfds split to evaluate on.")
+    data_dir: str | None = knob(
         None, "Where tfds keeps prepared data; empty: its default.", free=True
     )
-    download: bool = _knob(
+    download: bool = knob(
         False, "Let tfds download and prepare the data.", free=True
     )
-    labeled_dir: str | None = _knob(None, "Folder with one folder per class.")
-    unlabeled_dir: str | None = _knob(None, "Any tree of images.")
-    eval_dir: str | None = _knob(None, "Like labeled_dir, to evaluate on.")
-    labeled_tfrecords: str | None = _knob(None, "Glob of TFRecord files.")
-    unlabeled_tfrecords: str | None = _knob(None, "Glob of TFRecord files.")
-    eval_tfrecords: str | None = _knob(None, "Glob of TFRecord files.")
-    tfrecord_first_label: int = _knob(
+    labeled_dir: str | None = knob(None, "Folder with one folder per class.")
+    unlabeled_dir: str | None = knob(None, "Any tree of images.")
+    eval_dir: str | None = knob(None, "Like labeled_dir, to evaluate on.")
+    labeled_tfrecords: str | None = knob(None, "Glob of TFRecord files.")
+    unlabeled_tfrecords: str | None = knob(None, "Glob of TFRecord files.")
+    eval_tfrecords: str | None = knob(None, "Glob of TFRecord files.")
+    tfrecord_first_label: int = knob(
         0, "Label of the first class in TFRecords; 1 on ImageNet.", low=0
     )
-    num_classes: int | None = _knob(
+    num_classes: int | None = knob(
         None, "Classes in TFRecords; auto: count them.", low=2
     )
-    shuffle_buffer: int = _knob(
+    shuffle_buffer: int = knob(
         16384, "Images shuffled among each other; below it, all.", low=1
     )
 
     # Model
-    variant: str = _knob("b0", "EfficientNet of the teacher.", VARIANTS)
-    students: str = _knob(
+    init_from: str | None = knob(
+        None,
+        "Weights that the teacher starts from: an official checkpoint, a timm "
+        ".safetensors, a .keras or .weights.h5.",
+    )
+    train_teacher: bool = knob(
+        True, "Train the teacher; false: take --init_from as it is."
+    )
+    warm_start: bool = knob(
+        False, "Students start from their teacher's weights."
+    )
+    variant: str = knob("b0", "EfficientNet of the teacher.", VARIANTS)
+    students: str = knob(
         "b0", "Variants of the students, one per iteration: b0,b1."
     )
-    image_size: int | None = _knob(
+    image_size: int | None = knob(
         None, "Pixels; auto: the variant's own.", low=8
     )
-    mean: str | None = _knob(
+    mean: str | None = knob(
         None, "Of the channels, 0 to 255: R,G,B; empty: ImageNet's."
     )
-    std: str | None = _knob(
+    std: str | None = knob(
         None, "Of the channels, 0 to 255: R,G,B; empty: ImageNet's."
     )
-    small_images: bool = _knob(
+    small_images: bool = knob(
         False, "Stages 2 and 3 at stride 1, for images of about 32 pixels."
     )
-    width: float | None = _knob(
+    width: float | None = knob(
         None, "Overrides the variant's width multiplier.", low=0.01
     )
-    depth: float | None = _knob(
+    depth: float | None = knob(
         None, "Overrides the variant's depth multiplier.", low=0.01
     )
-    dropout_rate: float | None = _knob(
+    dropout_rate: float | None = knob(
         None, "Before the last layer; auto: the variant's.", low=0, high=0.99
     )
-    stochastic_depth_rate: float = _knob(
+    stochastic_depth_rate: float = knob(
         0.2, "Drop rate of the last block (section 3.1).", low=0, high=0.99
     )
-    batch_norm_momentum: float = _knob(
+    batch_norm_momentum: float = knob(
         0.99, "Of the moving statistics.", low=0, high=1
     )
 
-    # Noise of the input
-    crop: str = _knob(
+    # Noise
+    labeled_noise: str = knob(
+        ",".join(NOISE), "On labeled images, a list of these; empty: none."
+    )
+    unlabeled_noise: str = knob(
+        ",".join(NOISE), "On the student's pseudo-labeled images, likewise."
+    )
+    teacher_noise: str | None = knob(
+        None, "While the teacher labels, likewise (section 4.1: none)."
+    )
+    finetune_noise: str | None = knob(
+        "dropout,stochastic_depth", "While --mode=finetune, likewise."
+    )
+    crop: str = knob(
         "resized",
         "resized: random-resized crop; padded: pad and crop, small images.",
         ("resized", "padded"),
     )
-    crop_padding: int = _knob(4, "Pixels, for --crop=padded.", low=0)
-    flip: bool = _knob(True, "Mirror half of the images.")
-    randaugment_num_ops: int = _knob(2, "N (section 3.1).", low=0)
-    randaugment_magnitude: float = _knob(
+    crop_padding: int = knob(4, "Pixels, for --crop=padded.", low=0)
+    flip: bool = knob(True, "Mirror half of the images.")
+    randaugment_num_ops: int = knob(2, "N (section 3.1).", low=0)
+    randaugment_magnitude: float = knob(
         27.0, "M (section 3.1).", low=0, high=30
     )
-    cutout_const: int | None = _knob(
+    randaugment_contrast: str = knob(
+        "official",
+        "official: towards a grey that depends on the image's size alone; "
+        "corrected: towards its mean.",
+        ("official", "corrected"),
+    )
+    cutout_const: int | None = knob(
         None,
         "Half side of Cutout's hole at M=10, pixels; auto: 40 (less below 224 "
         "pixels), or image_size / 8 with --crop=padded.",
         low=0,
     )
-    translate_const: int | None = _knob(
+    translate_const: int | None = knob(
         None,
         "Shift of TranslateX/Y at M=10, pixels; auto: 100 (less below 224 "
         "pixels), or image_size / 8 with --crop=padded.",
         low=0,
     )
-    cutout_size: int = _knob(
+    cutout_size: int = knob(
         0, "Side of a hole cut out of every image, pixels.", low=0
     )
 
     # Training
-    batch_size: int = _knob(
+    batch_size: int = knob(
         2048, "Labeled images in a batch, on all devices together.", low=1
     )
-    unlabeled_ratio: float = _knob(
-        3.0, "Pseudo-labeled images per labeled one in a batch.", low=0.001
+    unlabeled_ratio: str = knob(
+        "3",
+        "Pseudo-labeled images per labeled one in a batch; a list such as "
+        "14,14,28 for one student each.",
     )
-    epochs: float = _knob(
+    joint_training: bool = knob(
+        True,
+        "Students learn from both kinds in each batch; false: from "
+        "pseudo-labeled ones alone, to be finetuned.",
+    )
+    epochs: float = knob(
         350.0, "Passes over the labeled images (section 3.1).", low=0
     )
-    train_steps: int | None = _knob(
+    train_steps: int | None = knob(
         None, "Overrides epochs; auto: from epochs.", low=1
     )
-    base_lr: float = _knob(
+    base_lr: float = knob(
         0.016, "Learning rate per 256 labeled images in a batch.", low=0
     )
-    lr_decay_factor: float = _knob(0.97, "Of each stair.", low=0.01, high=1)
-    lr_decay_epochs: float = _knob(2.4, "Length of a stair.", low=0.001)
-    final_base_lr: float | None = _knob(
+    lr_decay_factor: float = knob(0.97, "Of each stair.", low=0.01, high=1)
+    lr_decay_epochs: float = knob(2.4, "Length of a stair.", low=0.001)
+    final_base_lr: float | None = knob(
         None, "Sets lr_decay_epochs so that the run ends here.", low=1e-12
     )
-    warmup_epochs: float = _knob(5.0, "Linear warm-up.", low=0)
-    weight_decay: float = _knob(1e-5, "Strength of the L2 term.", low=0)
-    label_smoothing: float = _knob(
+    warmup_epochs: float = knob(5.0, "Linear warm-up.", low=0)
+    weight_decay: float = knob(1e-5, "Strength of the L2 term.", low=0)
+    label_smoothing: float = knob(
         0.1, "On labels and hard pseudo-labels.", low=0, high=0.99
     )
-    ema_decay: float = _knob(
+    ema_decay: float = knob(
         0.9999, "Of the average that predicts.", low=0, high=0.999999
+    )
+    finetune: bool = knob(False, "Let iterate finetune each student.")
+    finetune_epochs: float = knob(
+        1.5, "The last epochs of the schedule, for finetuning.", low=0.001
+    )
+    frozen_blocks: int | None = knob(
+        None,
+        "Blocks that finetuning leaves alone, with the stem; auto: half of "
+        "them; -1: not even the stem.",
+        low=-1,
     )
 
     # Pseudo-labels
-    pseudo_label_kind: str = _knob(
+    pseudo_label_kind: str = knob(
         "soft", "The teacher's distribution or top class.", ("soft", "hard")
     )
-    temperature: float = _knob(
+    temperature: float = knob(
         1.0, "Softens (> 1) or sharpens soft labels.", low=0.01
     )
-    confidence_threshold: float = _knob(
+    online_teacher: bool = knob(
+        False, "The teacher labels in the student's step, without selection."
+    )
+    selection: str = knob(
+        "exact",
+        "exact: the K surest of a class; official_bins: whole bins of 0.01, "
+        "thinned by chance.",
+        ("exact", "official_bins"),
+    )
+    confidence_threshold: float = knob(
         0.3, "Drop images below it (section 3.2).", low=0, high=1
     )
-    images_per_class: int | None = _knob(
+    confidence_ceiling: float | None = knob(
+        None, "Drop images above it; auto: none.", low=0, high=1
+    )
+    images_per_class: int | None = knob(
         130_000,
         "After balancing (section 3.2); auto: the average of what was kept.",
         low=1,
     )
-    balance: bool = _knob(True, "Give each class images_per_class.")
+    balance: bool = knob(True, "Give each class images_per_class.")
+    duplicate: bool = knob(
+        True, "Repeat images of a class that has fewer than that."
+    )
+    max_unlabeled: int | None = knob(
+        None, "Keep a random part of the selected images; auto: all.", low=1
+    )
 
     # Inference
-    eval_batch_size: int = _knob(
+    eval_batch_size: int = knob(
         256, "Images in a batch of label and evaluate.", low=1, free=True
+    )
+
+    # Plan
+    num_unlabeled: int | None = knob(
+        None, "Unlabeled images, while they are not here.", low=1, free=True
+    )
+    plan_devices: int | None = knob(
+        None, "Devices to plan for; auto: these.", low=1, free=True
+    )
+    plan_memory_gb: float | None = knob(
+        None, "Memory of a device to plan for; auto: these.", low=0, free=True
     )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            check(field, getattr(self, field.name))
         unknown = set(self.student_variants()) - set(VARIANTS)
         if unknown:
             raise UserError(
@@ -226,13 +294,49 @@ class Config:
                 f"{', '.join(VARIANTS)}"
             )
 
-        for name in ("mean", "std"):
-            _numbers(name, getattr(self, name))
+        self.channel_statistics()
+        for name in ("labeled", "unlabeled", "teacher", "finetune"):
+            self.noise(name)
+        count, ratios = len(self.student_variants()), self._unlabeled_ratios()
+        if len(ratios) not in (1, count):
+            raise UserError(
+                f"--unlabeled_ratio={self.unlabeled_ratio} has {len(ratios)} "
+                f"values, but there are {count} students: give one value, or "
+                "one for each"
+            )
+        if not self.train_teacher and not self.init_from:
+            raise UserError(
+                "--notrain_teacher needs the teacher's weights: give "
+                "--init_from=PATH"
+            )
 
     def channel_statistics(self):
         """Dict of the `mean` and `std` that are set, as tuples of 3 floats."""
-        values = {name: getattr(self, name) for name in ("mean", "std")}
-        return {k: _numbers(k, v) for k, v in values.items() if v is not None}
+        return {
+            name: numbers(name, getattr(self, name), "124,116,104", count=3)
+            for name in ("mean", "std")
+            if getattr(self, name) is not None
+        }
+
+    def noise(self, name):
+        """The set of noises on `labeled`, `unlabeled`, ... images."""
+        text = getattr(self, f"{name}_noise") or ""
+        noise = {part.strip() for part in text.split(",") if part.strip()}
+        for unknown in sorted(noise - set(NOISE)):
+            raise UserError(
+                f"--{name}_noise holds {unknown!r}, which is none of "
+                f"{', '.join(NOISE)}; leave it empty for no noise"
+            )
+        return frozenset(noise)
+
+    def unlabeled_ratio_of(self, iteration):
+        """Pseudo-labeled images per labeled one, for a student from 1 on."""
+        ratios = self._unlabeled_ratios()
+        return ratios[min(iteration, len(ratios)) - 1]
+
+    def _unlabeled_ratios(self):
+        text = str(self.unlabeled_ratio or "")
+        return numbers("unlabeled_ratio", text, "3 or 14,14,28")
 
     def student_variants(self):
         """The variants of the students, as a tuple."""
@@ -242,32 +346,3 @@ class Config:
     def variant_of(self, iteration):
         """The variant that is trained in an iteration; 0 is the teacher."""
         return (self.variant, *self.student_variants())[iteration]
-
-
-def _numbers(name, text):
-    """Three positive numbers, separated by commas."""
-    try:
-        numbers = tuple(float(part) for part in (text or "1,1,1").split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or min(numbers) <= 0:
-        raise UserError(
-            f"--{name} must be three positive numbers such as 124,116,104, "
-            f"not {text!r}"
-        )
-    return numbers
-
-
-def _check(field, value):
-    """Refuse what is out of range, naming the flag."""
-    low, high = field.metadata["low"], field.metadata["high"]
-    choices = field.metadata["choices"]
-    if value is None:
-        return
-    if choices and value not in choices:
-        raise UserError(
-            f"--{field.name} must be one of {', '.join(choices)}, not {value!r}"
-        )
-    if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"--{field.name} must be {bounds}, not {value}")

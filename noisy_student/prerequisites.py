@@ -27,6 +27,40 @@ def choose_iteration(run, iteration, mode):
     return iteration
 
 
+def choose_model(run, iteration, mode):
+    """The model that a mode means: asked for, or the newest."""
+    if iteration is None:
+        iteration = run.config.iteration
+    if iteration is None:
+        iteration = run.workdir.newest_model() or 0
+    # Weights from elsewhere can be finetuned without training first.
+    if not (mode == "finetune" and iteration == 0 and run.config.init_from):
+        check_model(run, iteration, mode)
+    return iteration
+
+
+def check_finetuned(run, iteration, image_size):
+    """Refuse to call finetuned what was finetuned at other pixels."""
+    path, before = (
+        run.workdir.finetuned_model(iteration),
+        run.workdir.image_size(iteration),
+    )
+    if before != image_size:
+        raise UserError(
+            f"{path} was finetuned at {before} pixels, not {image_size}: "
+            "delete it to do it again"
+        )
+
+
+def check_stored_labels(run):
+    """Refuse to label for students whose teacher labels in their steps."""
+    if run.config.online_teacher:
+        raise UserError(
+            "with --online_teacher nothing is labeled beforehand: go on with "
+            f"{_command(run, 'distill')}"
+        )
+
+
 def check_unlabeled(run):
     """Refuse to go on without unlabeled images."""
     if run.unlabeled is None:
@@ -89,7 +123,7 @@ def finished_labels(run, iteration):
 
 def manifest(run, iteration):
     """What the labels of an iteration depend on."""
-    teacher = iteration - 1
+    teacher, noise = iteration - 1, run.config.noise("teacher")
     return {
         "source": {
             "name": run.unlabeled.name,
@@ -101,6 +135,7 @@ def manifest(run, iteration):
             "variant": run.config.variant_of(teacher),
             "sha256": run.workdir.model_hash(teacher),
         },
-        "classes": list(run.labeled.class_names),
+        "classes": list(run.class_names),
         "crop": run.config.crop,
+        "teacher_noise": sorted(noise),
     }

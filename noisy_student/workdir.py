@@ -3,7 +3,7 @@
 
 run.flags          the settings in force
 results.json       a record for each phase that ended
-iteration_0/       the teacher: checkpoints, model.keras
+iteration_0/       the teacher: checkpoints, model.keras; finetuned.keras
 iteration_1/       labels/ that the teacher gave, then the first student
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import zipfile
 
 from noisy_student.files import write_json
 from noisy_student.files import write_text
@@ -35,11 +36,27 @@ class Workdir:
     def labels(self, number):
         return self.iteration(number) / "labels"
 
-    def model(self, number):
+    def trained_model(self, number):
+        """Where training leaves the model of an iteration."""
         return self.iteration(number) / "model.keras"
+
+    def finetuned_model(self, number):
+        """Where finetuning leaves it."""
+        return self.iteration(number) / "finetuned.keras"
+
+    def model(self, number):
+        """What evaluates and labels: the finetuned model, if there is one."""
+        finetuned = self.finetuned_model(number)
+        return finetuned if finetuned.exists() else self.trained_model(number)
 
     def has_model(self, number):
         return self.model(number).exists()
+
+    def image_size(self, number):
+        """Pixels at which the model of an iteration sees images."""
+        with zipfile.ZipFile(self.model(number)) as file:
+            network = json.loads(file.read("config.json"))["config"]
+        return network["layers"][0]["config"]["batch_shape"][1]
 
     def newest_model(self):
         """Number of the last iteration with a model, or None."""
@@ -48,14 +65,13 @@ class Workdir:
             number = 0 if number is None else number + 1
         return number
 
-    def save_model(self, network, number):
-        """Save a network as the model of an iteration.
+    def save_model(self, network, path):
+        """Save a network.
 
         Args:
             network: A `keras.Model`, holding the averaged weights.
-            number: The iteration.
+            path: Of `trained_model` or `finetuned_model`.
         """
-        path = self.model(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Keras chooses the format by the ending.
         temporary = path.with_name(".saving.keras")

@@ -7,8 +7,10 @@ import tensorflow as tf
 from test_end_to_end import save_images
 
 from noisy_student import assembly
+from noisy_student import batches
 from noisy_student.config import Config
 from noisy_student.errors import UserError
+from noisy_student.run import open_run
 
 SMALL = {
     "crop": "padded",
@@ -19,7 +21,7 @@ SMALL = {
     "students": "b0",
     "eval_batch_size": 4,
     "batch_size": 4,
-    "unlabeled_ratio": 2.0,
+    "unlabeled_ratio": "2",
     "train_steps": 3,
 }
 
@@ -56,7 +58,7 @@ def test_tfrecords_in_every_role(tmp_path, first_label):
         ("val-0", (10, 240, 20)),
     ):
         write_tfrecord(tmp_path / name, values, first_label)
-    run = assembly.open_run(
+    run = open_run(
         Config(
             labeled_tfrecords=f"{tmp_path}/train-*",
             unlabeled_tfrecords=f"{tmp_path}/more-*",
@@ -78,8 +80,8 @@ def test_tfrecords_in_every_role(tmp_path, first_label):
     probs[np.arange(10), np.arange(10) % 2] = 1
     labels.write_probs(0, probs)
     labels.write_copies(np.ones(10, np.uint32), {})
-    batches = assembly.make_batches(run, 1, [])(0)
-    for images, targets in batches.take(5):
+    student = batches.make_batches(run, "distill", 1)(0)
+    for images, targets in student.take(5):
         assert images.shape == (12, 8, 8, 3)
         for row, (image, target) in enumerate(
             zip(images.numpy(), targets.numpy(), strict=True)
@@ -91,7 +93,7 @@ def test_tfrecords_in_every_role(tmp_path, first_label):
 
 def test_sources_can_be_combined(tmp_path):
     save_images(tmp_path / "more", (9, 9, 9), 3, 0)
-    run = assembly.open_run(
+    run = open_run(
         Config(
             dataset="digits",
             unlabeled_dir=str(tmp_path / "more"),
@@ -113,18 +115,16 @@ def test_sources_can_be_combined(tmp_path):
 )
 def test_settings_that_contradict_each_other(changes, named):
     with pytest.raises(UserError, match=named):
-        assembly.open_run(Config(**{"dataset": "digits", **SMALL, **changes}))
+        open_run(Config(**{"dataset": "digits", **SMALL, **changes}))
 
 
 def test_steps_follow_from_epochs():
     config = Config(epochs=3, batch_size=32)
-    assert assembly.num_steps(config, 100) == 9  # 3 * 100 / 32 = 9.4
-    assert assembly.num_steps(Config(train_steps=7), 100) == 7
+    assert assembly.num_steps(config, "teach", 100) == 9  # 3 * 100 / 32 = 9.4
+    assert assembly.num_steps(Config(train_steps=7), "distill", 100) == 7
 
 
 def test_unlabeled_batch_is_rounded_up(tmp_path):
-    settings = {**SMALL, "batch_size": 10, "unlabeled_ratio": 1.25}
-    run = assembly.open_run(
-        Config(dataset="digits", workdir=str(tmp_path), **settings)
-    )
-    assert run.unlabeled_batch_size == 13
+    settings = {**SMALL, "batch_size": 10, "unlabeled_ratio": "1.25"}
+    run = open_run(Config(dataset="digits", workdir=str(tmp_path), **settings))
+    assert run.unlabeled_batch_size(1) == 13

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import clean_view
 
 from noisy_student.data import augmentation
 from noisy_student.data import pipelines
@@ -175,7 +176,7 @@ def test_inference_keeps_order_and_loses_none(monkeypatch, batch_size):
         source.load,
         7,
         image_size=8,
-        crop="padded",
+        augment=clean_view(8),
         batch_size=batch_size,
     )
     assert len(batches) == -(-7 // batch_size)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import clean_view
 
 from noisy_student.data import sources
 from noisy_student.errors import UserError
@@ -161,7 +162,7 @@ def test_predictions_stand_at_their_image(
             shard,
             num_classes=3,
             image_size=8,
-            crop="padded",
+            augment=clean_view(8),
             batch_size=batch_size,
         )
         assert probs.shape == (size, 3) and labels.shape == (size,)
@@ -187,7 +188,7 @@ def test_a_shard_without_any_image_is_no_error():
         0,
         num_classes=3,
         image_size=8,
-        crop="padded",
+        augment=clean_view(8),
         batch_size=4,
     )
     assert np.isnan(probs).all() and (labels == -1).all()

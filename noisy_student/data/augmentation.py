@@ -15,12 +15,14 @@ def make_augment(
     *,
     image_size,
     crop="resized",
+    random_crop=True,
     crop_padding=4,
     flip=True,
     randaugment_num_ops=2,
     randaugment_magnitude=27,
     cutout_const=40,
     translate_const=100,
+    randaugment_contrast="official",
     cutout_size=0,
 ):
     """Build the noise of the input for one kind of image.
@@ -29,17 +31,22 @@ def make_augment(
         image_size: S in pixels.
         crop: `resized` for the random-resized crop of ImageNet, `padded` for
             pad-and-crop of small images.
+        random_crop: Whether to crop and mirror at random at all; otherwise
+            the other noises meet the image as it is evaluated.
         crop_padding: Pixels of padding on each side, for `padded`.
         flip: Whether to mirror half of the images.
         randaugment_num_ops: N operations an image; 0 for none.
         randaugment_magnitude: M, in `[0, 30]`.
         cutout_const: Half side of Cutout's hole at magnitude 10, in pixels.
         translate_const: Shift of TranslateX/Y at magnitude 10, in pixels.
+        randaugment_contrast: `official` or `corrected`, the grey that Contrast
+            blends with.
         cutout_size: Side of a hole that is always cut, in pixels; 0 for none.
 
     Returns:
-        Function from (encoded image, string scalar; seed, int64 `(2,)`) to a
-        uint8 image `(S, S, 3)`.
+        Function from (encoded image, string scalar; seed, int64 `(2,)`) to an
+        image `(S, S, 3)`: uint8, or, if nothing disturbs it, the float32 view
+        of evaluation, which is not clipped to `[0, 255]`.
 
     Reference: noisystudent/preprocessing.py: RandAugment follows the crop on
     large images, and comes before it on small ones.
@@ -53,14 +60,26 @@ def make_augment(
             seed=seed,
             cutout_const=cutout_const,
             translate_const=translate_const,
+            contrast=randaugment_contrast,
         )
         if cutout_size:
             image = randaugment.cutout(image, cutout_size // 2, seed=seed + 1)
         return image
 
+    def view(image_bytes):
+        if crop == "resized":
+            return preprocessing.center_crop(image_bytes, image_size)
+        image = preprocessing.decode(image_bytes)
+        return tf.cast(preprocessing.resize(image, image_size), tf.float32)
+
     def augment(image_bytes, seed):
+        if not (random_crop or randaugment_num_ops or cutout_size):
+            return view(image_bytes)
         # `split` draws other numbers for int32, which a notebook would give.
         seeds = tf.random.split(tf.cast(seed, tf.int64), 3)
+        if not random_crop:
+            image = tf.clip_by_value(view(image_bytes), 0.0, 255.0)
+            return noise(tf.cast(image, tf.uint8), seeds[2])
         if crop == "resized":
             image = preprocessing.random_resized_crop(
                 image_bytes, image_size, seed=seeds[0]

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from noisy_student.data import preprocessing
-
 # Shards read at once, and how finely the shards of an epoch are interleaved.
 CYCLE_LENGTH = 16
 
@@ -74,6 +72,23 @@ def labeled_examples(source, *, label_smoothing=0.1, skipped=()):
         target=lambda label: smooth_one_hot(
             label, len(source.class_names), label_smoothing
         ),
+    )
+
+
+def unlabeled_examples(source, *, num_classes, skipped=()):
+    """Open an unlabeled source for a student with an on-line teacher.
+
+    Args:
+        source: A `Source`; labels that it may have are not looked at.
+        num_classes: C.
+        skipped: As in `labeled_examples`.
+
+    Returns:
+        `Examples` whose targets are zeros, for the training step to fill in.
+    """
+    return dataclasses.replace(
+        labeled_examples(source, skipped=skipped),
+        target=lambda label: tf.zeros([num_classes]),
     )
 
 
@@ -151,12 +166,14 @@ class Part:
         stream: Of `stream`, over them.
         augment: Of `augmentation.make_augment`.
         batch_size: How many a global batch holds.
+        teacher_augment: For an on-line teacher, how it sees the images.
     """
 
     examples: Examples
     stream: tf.data.Dataset
     augment: Callable
     batch_size: int
+    teacher_augment: Callable | None = None
 
 
 def labeled(part):
@@ -186,7 +203,9 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
     Returns:
         Dataset of (images uint8 `(B + U, S, S, 3)`, targets float32
         `(B + U, C)`); each of the R slices holds B/R labeled rows, then U/R
-        pseudo-labeled ones.
+        pseudo-labeled ones. The images are float32 if those of a part are.
+        With an on-line teacher they are a dict of `pixels` and, alike in
+        their first dimension, `teacher_pixels`.
 
     Raises:
         ValueError: If R does not divide B or U.
@@ -199,14 +218,11 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
             )
 
     def concatenate(*batches):
-        return tuple(
-            tf.concat(rows, axis=0) for rows in zip(*batches, strict=True)
-        )
+        return tf.nest.map_structure(_concatenate, *batches)
 
-    def merge(images, targets):  # (R, (B + U) / R, ...) -> (B + U, ...)
-        return tuple(
-            tf.reshape(rows, [-1, *rows.shape[2:]])
-            for rows in (images, targets)
+    def merge(*batch):  # (R, (B + U) / R, ...) -> (B + U, ...)
+        return tf.nest.map_structure(
+            lambda rows: tf.reshape(rows, [-1, *rows.shape[2:]]), batch
         )
 
     batches = tf.data.Dataset.zip(
@@ -220,17 +236,26 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
     return _finish(batches)
 
 
-def inference(examples, load, num_examples, *, image_size, crop, batch_size):
-    """Batches of clean images in their order, none lost, all of one size.
+def _concatenate(*rows):
+    """Join rows of both kinds; bytes beside floats become floats."""
+    if len({row.dtype for row in rows}) > 1:
+        rows = [tf.cast(row, tf.float32) for row in rows]
+    return tf.concat(rows, axis=0)
+
+
+def inference(
+    examples, load, num_examples, *, image_size, augment, batch_size, seed=0
+):
+    """Batches of images in their order, none lost, all of one size.
 
     Args:
         examples: Dataset of (reference, label): a shard.
         load: Function from a reference to the encoded image.
         num_examples: How many examples there are.
         image_size: S in pixels.
-        crop: `resized` for the official centre crop, `padded` for the whole
-            image.
+        augment: Of `augmentation.make_augment`, normally without any noise.
         batch_size: N; what is left of the last batch is filled up.
+        seed: Integer, for a teacher whose images are disturbed.
 
     Returns:
         Dataset of `ceil(num_examples / N)` dicts: `index` int64 `(N,)`, the
@@ -241,13 +266,8 @@ def inference(examples, load, num_examples, *, image_size, crop, batch_size):
 
     def prepare(index, example):
         reference, label = example
-        image_bytes = load(reference)
-        if crop == "resized":
-            image = preprocessing.center_crop(image_bytes, image_size)
-        else:
-            image = preprocessing.decode(image_bytes)
-            image = preprocessing.resize(image, image_size)
-        pixels = tf.cast(image, tf.float32)
+        image_seed = tf.stack([tf.constant(seed, tf.int64), index])
+        pixels = tf.cast(augment(load(reference), image_seed), tf.float32)
         return {"index": index, "label": label, "pixels": pixels}
 
     # Errors are ignored in the decoding of a few images at a time, not in the
@@ -287,8 +307,14 @@ def _batches(part, batch_size):
     def prepare(numbered, epoch_seed):
         position, (reference, raw_target) = numbered
         seed = tf.stack([epoch_seed, position])
-        image = part.augment(part.examples.load(reference), seed)
-        return image, part.examples.target(raw_target)
+        image_bytes = part.examples.load(reference)
+        images = part.augment(image_bytes, seed)
+        if part.teacher_augment:
+            images = {
+                "pixels": images,
+                "teacher_pixels": part.teacher_augment(image_bytes, seed + 1),
+            }
+        return images, part.examples.target(raw_target)
 
     images = part.stream.map(prepare, tf.data.AUTOTUNE, deterministic=True)
     return images.batch(batch_size, drop_remainder=True)

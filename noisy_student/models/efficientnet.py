@@ -232,6 +232,27 @@ def build_model(
     return keras.Model(pixels, x, name=f"efficientnet-{variant}")
 
 
+def stem_of(network):
+    """The layers of a network's stem that hold weights or noise."""
+    return [network.get_layer("stem_conv"), network.get_layer("stem_bn")]
+
+
+def blocks_of(network):
+    """The layers of a network, block by block.
+
+    Args:
+        network: Of `build_model`.
+
+    Returns:
+        List of L lists of layers, in the order of the official `blocks_<i>`.
+    """
+    blocks = {}
+    for layer in network.layers:
+        if layer.name.startswith("block"):
+            blocks.setdefault(layer.name.split("_")[0], []).append(layer)
+    return list(blocks.values())
+
+
 class _LayerFactory:
     """The few layers that an EfficientNet repeats, configured once."""
 

@@ -41,6 +41,44 @@ class ReplicaSeedGenerator(keras.random.SeedGenerator):
         return ops.stack([seed[0] + replica, seed[1]])
 
 
+# Leaves every image of a batch alone.
+NO_ROWS = slice(0, 0)
+
+
+def direct_noise(network, kind, rows, *, at_inference=False):
+    """Say which images of a batch a network's noise disturbs.
+
+    Call it before the network is traced. The batch's size must be known then,
+    unless all rows or none are meant.
+
+    Args:
+        network: A `keras.Model` of `efficientnet.build_model`.
+        kind: `Dropout` or `StochasticDepth`, the class itself.
+        rows: Slice of the (per-replica) batch; `NO_ROWS` for none.
+        at_inference: Whether to disturb them at inference too, for the
+            paper's study of a noised teacher.
+    """
+    for layer in network.layers:
+        if type(layer) is kind:
+            layer.rows, layer.at_inference = rows, at_inference
+
+
+def reseed_noise(network, seed):
+    """Begin the network's random draws anew, as a function of a seed.
+
+    Args:
+        network: A `keras.Model` of `efficientnet.build_model`.
+        seed: Integer of up to 31 bits.
+    """
+    layers = [layer for layer in network.layers if isinstance(layer, Dropout)]
+    for number, layer in enumerate(layers):
+        # (a number of the layer's own, count of its draws)
+        state = [(seed + number) % 2**31, 0]
+        layer.seed_generator.state.assign(
+            ops.cast(state, layer.seed_generator.state.dtype)
+        )
+
+
 def _replica_number():
     """Which replica of `tf.distribute` runs this; 0 without a strategy."""
     if keras.backend.backend() != "tensorflow":
@@ -81,16 +119,25 @@ class Dropout(keras.layers.Layer):
 
     # One draw for each value.
     noise_shape = None
+    # Which images of a batch it disturbs, and whether at inference too: how a
+    # network is used, so no part of its configuration. `direct_noise` sets it.
+    rows = slice(None)
+    at_inference = False
 
     def call(self, inputs, training=False):
-        if not training or self.rate == 0:
+        active = training or self.at_inference
+        if not active or self.rate == 0 or self.rows == NO_ROWS:
             return inputs
-        return keras.random.dropout(
-            inputs,
+        noised = keras.random.dropout(
+            inputs[self.rows],
             self.rate,
             noise_shape=self.noise_shape,
             seed=self.seed_generator,
         )
+        if self.rows == slice(None):
+            return noised
+        start, stop, _ = self.rows.indices(inputs.shape[0])
+        return ops.concatenate([inputs[:start], noised, inputs[stop:]])
 
     def compute_output_shape(self, input_shape):
         return input_shape

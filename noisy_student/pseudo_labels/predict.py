@@ -32,7 +32,15 @@ def make_predictor(network):
 
 
 def predict_shard(
-    predictor, source, shard, *, num_classes, image_size, crop, batch_size
+    predictor,
+    source,
+    shard,
+    *,
+    num_classes,
+    image_size,
+    augment,
+    batch_size,
+    seed=0,
 ):
     """Predict every image of a shard.
 
@@ -42,8 +50,9 @@ def predict_shard(
         shard: Its number.
         num_classes: C.
         image_size: S in pixels.
-        crop: As in `pipelines.inference`.
+        augment: As in `pipelines.inference`.
         batch_size: N, a multiple of the number of replicas.
+        seed: As in `pipelines.inference`.
 
     Returns:
         Pair of float32 `(N_i, C)` probabilities, row k for the k-th image, NaN
@@ -56,8 +65,9 @@ def predict_shard(
         source.load,
         num_examples,
         image_size=image_size,
-        crop=crop,
+        augment=augment,
         batch_size=batch_size,
+        seed=seed,
     )
     outputs = predictor.predict(batches, verbose=0)
     probs = np.full((num_examples, num_classes), np.nan, np.float32)

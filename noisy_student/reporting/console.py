@@ -19,7 +19,7 @@ def data_summary(
     """How many images there are, of what, and how often an epoch shows them.
 
     Args:
-        labeled: `Source`.
+        labeled: `Source`, or None if there is an `evaluation`.
         unlabeled: `Source` or None.
         evaluation: `Source` or None.
         batch_size: B, global.
@@ -28,7 +28,7 @@ def data_summary(
     Returns:
         A few lines of text.
     """
-    names = labeled.class_names
+    names = (labeled or evaluation).class_names
     shown = ", ".join(names[:NAMES_SHOWN])
     if len(names) > NAMES_SHOWN:
         shown += ", ..."
@@ -42,6 +42,8 @@ def data_summary(
         count = source.num_examples if source else 0
         text = f"{source.name}" if source else "none given"
         lines.append(f"  {name:<12}{count:>9}  {text}")
+    if not labeled:
+        return "\n".join(lines)
     steps_per_epoch = labeled.num_examples / batch_size
     lines.append(
         f"  an epoch is one pass over the labeled images: "
@@ -75,7 +77,7 @@ def training_summary(
         variant: Name of the network.
         image_size: Pixels.
         steps: Training steps in all.
-        batch_size: B, global.
+        batch_size: B, global; 0 for pseudo-labeled images alone.
         num_labeled: Labeled images.
         unlabeled_batch_size: U, global; 0 for a teacher.
         num_unlabeled: Pseudo-labeled images in a pass, duplicates counted.
@@ -84,18 +86,20 @@ def training_summary(
     Returns:
         A few lines of text.
     """
-    steps_per_epoch = num_labeled / batch_size
     devices = f" on {num_replicas} devices" if num_replicas > 1 else ""
-    batch = f"{batch_size} labeled"
-    if unlabeled_batch_size:
-        batch += f" + {unlabeled_batch_size} pseudo-labeled"
+    sizes = {"labeled": batch_size, "pseudo-labeled": unlabeled_batch_size}
+    batch = " + ".join(f"{size} {kind}" for kind, size in sizes.items() if size)
     lines = [
-        f"{role.capitalize()}: EfficientNet-{variant.upper()} at {image_size} "
-        f"pixels{devices}",
-        f"  {steps} steps of {batch} images: "
-        f"{_amount(steps / steps_per_epoch)} passes over the {num_labeled} "
-        "labeled images",
+        f"{role[0].upper()}{role[1:]}: EfficientNet-{variant.upper()} at "
+        f"{image_size} pixels{devices}",
     ]
+    if not steps:
+        lines.append("  taken as it is, without training")
+        return "\n".join(lines)
+    lines.append(f"  {steps} steps of {batch} images")
+    if batch_size:
+        passes = _amount(steps * batch_size / num_labeled)
+        lines.append(f"  {passes} passes over the {num_labeled} labeled images")
     if unlabeled_batch_size:
         total = steps * unlabeled_batch_size / num_unlabeled
         lines.append(
@@ -103,6 +107,19 @@ def training_summary(
             "duplicates counted"
         )
     return "\n".join(lines)
+
+
+def print_loaded(loaded):
+    """Say where a network's weights come from.
+
+    Args:
+        loaded: `import_weights.Loaded`, or None for fresh weights.
+    """
+    if loaded:
+        head = "" if loaded.head_replaced else " and the head kept"
+        print(f"  {loaded.num_tensors} weights from {loaded.kind}{head}")
+        if loaded.head_replaced:
+            print("  the head is new: it has other classes than the file's")
 
 
 def selection_summary(
@@ -205,10 +222,12 @@ def results_table(records):
     """
     rows = [("model", "network", "top-1", "top-5", "steps", "seconds")]
     for record in records:
-        if record["phase"] in ("teach", "distill"):
+        if record["phase"] in ("teach", "distill", "finetune"):
+            finetuned = record["phase"] == "finetune"
             rows.append(
                 (
-                    role(record["iteration"]),
+                    role(record["iteration"])
+                    + (", finetuned" if finetuned else ""),
                     record["variant"],
                     _percent(record["top1"]),
                     _percent(record["top5"]),

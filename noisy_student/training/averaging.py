@@ -40,15 +40,21 @@ class AveragedModel(keras.Model):
         network: The `keras.Model` to train, built.
         ema_decay: Limit of the decay, in `[0, 1)`; 0 makes the average follow
             the weights.
+        online_teacher: `OnlineTeacher` that fills in the targets of each
+            batch, if they are not stored.
         **kwargs: Of `keras.Model`.
     """
 
-    def __init__(self, network, ema_decay=0.9999, **kwargs):
+    def __init__(
+        self, network, ema_decay=0.9999, online_teacher=None, **kwargs
+    ):
         # A name of its own, so that checkpoints do not depend on how many
         # models the process has built before.
         super().__init__(**{"name": "averaged_model", **kwargs})
         self.network = network
         self.ema_decay = ema_decay
+        # A plain object, so that its weights are none of this model's.
+        self.online_teacher = online_teacher
         # All replicas hold the same trained weights, so taking the first one's
         # average spares an all-reduce per variable and step. Of
         # BatchNormalization's statistics, which Keras keeps per replica, it
@@ -78,9 +84,13 @@ class AveragedModel(keras.Model):
         self.built = True
 
     def call(self, inputs, training=None):
-        return self.network(inputs, training=training)
+        # Beside the pixels there may be those of an on-line teacher.
+        pixels = inputs["pixels"] if isinstance(inputs, dict) else inputs
+        return self.network(pixels, training=training)
 
     def train_step(self, data):
+        if self.online_teacher:
+            data = self.online_teacher.complete(data)
         logs = super().train_step(data)
         self._update_averages()
         return logs

@@ -33,7 +33,7 @@ def mixed_cross_entropy(num_labeled, unlabeled_ratio):
 
     Args:
         num_labeled: B, how many rows of a (per-replica) batch are labeled;
-            they come first.
+            they come first. 0 when it holds pseudo-labeled images alone.
         unlabeled_ratio: Weight of the unlabeled mean beside the labeled mean.
             0 when the batch holds labeled images alone.
 
@@ -49,6 +49,8 @@ def mixed_cross_entropy(num_labeled, unlabeled_ratio):
 
     def loss(targets, logits):
         rows = cross_entropy(targets, logits)  # (B + U,)
+        if not num_labeled:
+            return rows
         num_rows = rows.shape[0] if rows.shape[0] else ops.shape(rows)[0]
         num_rows = ops.cast(num_rows, "float32")
         labeled_weight = num_rows / num_labeled
@@ -72,12 +74,16 @@ def mixed_metrics(num_labeled, mixed):
         mixed: Whether the batches hold pseudo-labeled rows.
 
     Returns:
-        List of `keras.metrics.Metric`: `labeled_loss`, `labeled_accuracy`, and
-        when `mixed` `unlabeled_loss` and `unlabeled_agreement` (how often the
-        noised student's top class is the teacher's).
+        List of `keras.metrics.Metric`: `labeled_loss` and `labeled_accuracy`
+        if there are labeled rows; `unlabeled_loss` and `unlabeled_agreement`
+        (how often the noised student's top class is the teacher's) when
+        `mixed`.
     """
-    labeled = slice(None, num_labeled)
-    unlabeled = slice(num_labeled, None)
+    parts = {}
+    if num_labeled:
+        parts["labeled"] = slice(None, num_labeled)
+    if mixed:
+        parts["unlabeled"] = slice(num_labeled, None)
 
     def loss_of(rows):
         return lambda targets, logits: cross_entropy(
@@ -90,13 +96,11 @@ def mixed_metrics(num_labeled, mixed):
             "float32",
         )
 
-    functions = {
-        "labeled_loss": loss_of(labeled),
-        "labeled_accuracy": agreement_of(labeled),
-    }
-    if mixed:
-        functions["unlabeled_loss"] = loss_of(unlabeled)
-        functions["unlabeled_agreement"] = agreement_of(unlabeled)
+    agreement = {"labeled": "accuracy", "unlabeled": "agreement"}
+    functions = {}
+    for name, rows in parts.items():
+        functions[f"{name}_loss"] = loss_of(rows)
+        functions[f"{name}_{agreement[name]}"] = agreement_of(rows)
     return [
         keras.metrics.MeanMetricWrapper(function, name=name)
         for name, function in functions.items()

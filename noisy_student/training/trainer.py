@@ -24,6 +24,7 @@ def make_trainable(
     ema_decay=0.9999,
     num_labeled,
     unlabeled_ratio=0.0,
+    online_teacher=None,
     jit_compile=False,
 ):
     """Compile a network for training as the official code does.
@@ -35,14 +36,16 @@ def make_trainable(
         learning_rate: Float or schedule.
         weight_decay: Strength of the L2 term, on all but BatchNormalization.
         ema_decay: Limit of the average's decay.
-        num_labeled: Labeled rows of a batch on each replica.
+        num_labeled: Labeled rows of a batch on each replica; 0 without any.
         unlabeled_ratio: Weight of the pseudo-labeled part; 0 without one.
+        online_teacher: `OnlineTeacher` that makes the targets of the
+            pseudo-labeled part, if they are not stored.
         jit_compile: Whether to compile the step with XLA.
 
     Returns:
         A compiled `AveragedModel`, its optimizer built.
     """
-    model = AveragedModel(network, ema_decay)
+    model = AveragedModel(network, ema_decay, online_teacher)
     model.compile(
         optimizer=RMSprop(
             learning_rate,

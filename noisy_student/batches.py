@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a run to the batches that its models are trained on.
+
+Which images a phase shows, how many of each kind, and with what noise.
+"""
+
+from noisy_student.data import augmentation
+from noisy_student.data import pipelines
+from noisy_student.pseudo_labels.dataset import pseudo_labeled_examples
+
+
+def batch_sizes(run, phase, iteration):
+    """(B, U): labeled and pseudo-labeled images of a batch, on all devices."""
+    config = run.config
+    if phase != "distill":
+        return config.batch_size, 0
+    unlabeled = run.unlabeled_batch_size(iteration)
+    return config.batch_size if config.joint_training else 0, unlabeled
+
+
+def make_batches(run, phase, iteration, skipped=(), skipped_unlabeled=()):
+    """The batches that the model of an iteration trains on.
+
+    Args:
+        run: The `Run`.
+        phase: `teach`, `distill` or `finetune`.
+        iteration: 0 for the teacher.
+        skipped: Pairs (shard, row) of labeled images to leave out.
+        skipped_unlabeled: Likewise, for an on-line teacher.
+
+    Returns:
+        Function from the number of steps done to a dataset.
+    """
+    config = run.config
+    purposes = {"labeled": 1, "unlabeled": 2, "finetune": 5}
+    image_size = run.image_size(iteration)
+    if phase == "finetune":
+        image_size = run.finetuning_size(iteration)
+    online = phase == "distill" and config.online_teacher
+    teacher_augment = (
+        make_teacher_augment(run, iteration - 1) if online else None
+    )
+
+    def part(name, examples, batch_size, first_step):
+        stream = pipelines.stream(
+            examples,
+            seed=run.seed(iteration, purposes[name]),
+            shuffle_buffer=config.shuffle_buffer,
+            start=first_step * batch_size,
+        )
+        augment = make_augment(run, image_size, config.noise(name))
+        return pipelines.Part(
+            examples, stream, augment, batch_size, teacher_augment
+        )
+
+    labeled_size, unlabeled_size = batch_sizes(run, phase, iteration)
+    labeled = pipelines.labeled_examples(
+        run.labeled, label_smoothing=config.label_smoothing, skipped=skipped
+    )
+    if not unlabeled_size:
+        name = "finetune" if phase == "finetune" else "labeled"
+        return lambda first_step: pipelines.labeled(
+            part(name, labeled, labeled_size, first_step)
+        )
+    if online:
+        unlabeled = pipelines.unlabeled_examples(
+            run.unlabeled,
+            num_classes=run.num_classes,
+            skipped=skipped_unlabeled,
+        )
+    else:
+        unlabeled = pseudo_labeled_examples(
+            run.unlabeled,
+            run.label_store(iteration),
+            kind=config.pseudo_label_kind,
+            temperature=config.temperature,
+            label_smoothing=config.label_smoothing,
+        )
+    if not labeled_size:
+        return lambda first_step: pipelines.labeled(
+            part("unlabeled", unlabeled, unlabeled_size, first_step)
+        )
+    return lambda first_step: pipelines.mixed(
+        part("labeled", labeled, labeled_size, first_step),
+        part("unlabeled", unlabeled, unlabeled_size, first_step),
+        num_replicas=run.num_replicas,
+    )
+
+
+def make_teacher_augment(run, iteration):
+    """How a saved model sees the images that it labels.
+
+    Un-noised, unless the settings ask for a noised teacher.
+    """
+    image_size = run.workdir.image_size(iteration)
+    return make_augment(run, image_size, run.config.noise("teacher"))
+
+
+def make_augment(run, image_size, noise):
+    """What happens to an image before the network sees it.
+
+    Args:
+        run: The `Run`.
+        image_size: Pixels.
+        noise: Set of `config.NOISE`.
+
+    Returns:
+        Of `augmentation.make_augment`.
+    """
+    config = run.config
+    small = config.crop == "padded"
+    disturbed = "randaugment" in noise
+    cutout_const, translate_const = config.cutout_const, config.translate_const
+    if cutout_const is None:
+        cutout_const = _noise_pixels(40, image_size, small)
+    if translate_const is None:
+        translate_const = _noise_pixels(100, image_size, small)
+    return augmentation.make_augment(
+        image_size=image_size,
+        crop=config.crop,
+        random_crop="crop" in noise,
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        randaugment_num_ops=config.randaugment_num_ops if disturbed else 0,
+        randaugment_magnitude=config.randaugment_magnitude,
+        randaugment_contrast=config.randaugment_contrast,
+        cutout_const=cutout_const,
+        translate_const=translate_const,
+        cutout_size=config.cutout_size if disturbed else 0,
+    )
+
+
+def _noise_pixels(official, image_size, small):
+    """How far RandAugment moves or cuts at magnitude 10, in pixels.
+
+    The official 40 and 100 pixels are meant for images of 224 and more; on
+    smaller ones they would leave nothing, so they shrink with them. The
+    official 32-pixel path takes an eighth of the image.
+    """
+    if small:
+        return image_size // 8
+    return round(official * min(1, image_size / 224))

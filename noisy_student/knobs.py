@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a field of `Config` is made of, and how its value is checked.
+
+A knob carries its own documentation, choices and range, from which its flag,
+its help and its error message follow.
+"""
+
+import dataclasses
+import math
+
+from noisy_student.errors import UserError
+
+
+def knob(default, help, choices=(), low=None, high=None, free=False):
+    """A field of a dataclass with its documentation.
+
+    Args:
+        default: Its value; `None` means that something else decides.
+        help: A sentence, with the section of the paper where there is one.
+        choices: The values that are allowed, if not all.
+        low: Lowest value.
+        high: Highest value.
+        free: Whether it may change between two commands on one workdir,
+            because no weight, label or result depends on it.
+
+    Returns:
+        A `dataclasses.field`.
+    """
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "low": low,
+        "high": high,
+        "free": free,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(field, value):
+    """Refuse a value that is out of range, naming the flag.
+
+    Args:
+        field: Of `dataclasses.fields`, made by `knob`.
+        value: `None` is always allowed.
+
+    Raises:
+        UserError: If the value is none of the choices or out of range.
+    """
+    low, high = field.metadata["low"], field.metadata["high"]
+    choices = field.metadata["choices"]
+    if value is None:
+        return
+    if choices and value not in choices:
+        raise UserError(
+            f"--{field.name} must be one of {', '.join(choices)}, not {value!r}"
+        )
+    # Written so that NaN, which is neither below nor above, is refused.
+    too_low = low is not None and not value >= low
+    if too_low or (high is not None and not value <= high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"--{field.name} must be {bounds}, not {value}")
+
+
+def numbers(name, text, example, count=None):
+    """Read positive numbers that are separated by commas.
+
+    Args:
+        name: Of the flag, for the error message.
+        text: Such as `14,14,28`.
+        example: What to show a user who got it wrong.
+        count: How many there must be; any number by default.
+
+    Returns:
+        Tuple of floats.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (0.0,)
+    if not all(0 < value < math.inf for value in values) or (
+        count and len(values) != count
+    ):
+        raise UserError(
+            f"--{name} must be {count or 'some'} positive numbers such as "
+            f"{example}, not {text!r}"
+        )
+    return values

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train one model of a run, save it, and record how good it is.
+
+Teacher and student are trained alike, and finetuned alike; what differs is
+in `assembly.py` and `batches.py`.
+"""
+
+import time
+
+import keras
+
+from noisy_student import assembly
+from noisy_student import batches
+from noisy_student import predicting
+from noisy_student import prerequisites
+from noisy_student.reporting import console
+from noisy_student.training import trainer
+from noisy_student.training.checkpointing import Checkpoints
+
+
+def train(run, iteration):
+    """Train the teacher, 0, or a student, unless that is done."""
+    workdir = run.workdir
+    phase = "distill" if iteration else "teach"
+    path = workdir.trained_model(iteration)
+    if workdir.find_result(phase, iteration) and path.exists():
+        role = console.role(iteration)
+        print(f"The {role} is trained already: {path}")
+        return
+    labels = None
+    if iteration and run.config.online_teacher:
+        prerequisites.check_model(run, iteration - 1, "learn from")
+    elif iteration:
+        labels = prerequisites.finished_labels(run, iteration)
+    run.begin()
+    num_unlabeled = 0
+    if iteration:
+        num_unlabeled = (
+            labels.num_selected() if labels else run.unlabeled.num_examples
+        )
+    _fit(run, phase, iteration, path, num_unlabeled)
+
+
+def finetune(run, iteration):
+    """Finetune the model of an iteration, unless that is done."""
+    workdir, image_size = run.workdir, run.finetuning_size(iteration)
+    path = workdir.finetuned_model(iteration)
+    if workdir.find_result("finetune", iteration) and path.exists():
+        prerequisites.check_finetuned(run, iteration, image_size)
+        role = console.role(iteration)
+        print(f"The {role} is finetuned already: {path}")
+        return
+    run.begin()
+    _fit(run, "finetune", iteration, path)
+
+
+def _fit(run, phase, iteration, path, num_unlabeled=0):
+    """Train from where a stopped run was, save the averages, evaluate."""
+    config, workdir = run.config, run.workdir
+    started = time.monotonic()
+    skipped = predicting.undecodable(run, "labeled")
+    skipped_unlabeled = ()
+    if phase == "distill" and config.online_teacher:
+        skipped_unlabeled = predicting.undecodable(run, "unlabeled")
+    num_labeled = run.labeled.num_examples - len(skipped)
+    steps = assembly.num_steps(config, phase, num_labeled)
+    finetunes = phase == "finetune"
+    image_size = (
+        run.finetuning_size(iteration)
+        if finetunes
+        else run.image_size(iteration)
+    )
+    labeled_size, unlabeled_size = batches.batch_sizes(run, phase, iteration)
+    variant = config.variant_of(iteration)
+    role = console.role(iteration)
+    print(
+        console.training_summary(
+            role=f"finetune {role}" if finetunes else role,
+            variant=variant,
+            image_size=image_size,
+            steps=steps,
+            batch_size=labeled_size,
+            num_labeled=num_labeled,
+            unlabeled_batch_size=unlabeled_size,
+            num_unlabeled=num_unlabeled - len(skipped_unlabeled),
+            num_replicas=run.num_replicas,
+        )
+    )
+    directory = workdir.iteration(iteration)
+    prefix = "finetune_" if finetunes else ""
+    if not path.exists():
+        keras.backend.clear_session()
+        model, loaded = assembly.make_trainable(
+            run, phase, iteration, num_labeled=num_labeled
+        )
+        if loaded:
+            console.print_loaded(loaded)
+        if steps:
+            trainer.fit(
+                model,
+                batches.make_batches(
+                    run, phase, iteration, skipped, skipped_unlabeled
+                ),
+                steps=steps,
+                checkpoints=Checkpoints(directory / f"{prefix}checkpoints"),
+                checkpoint_minutes=config.checkpoint_minutes,
+                metrics_path=directory / f"{prefix}metrics.jsonl",
+            )
+        model.load_averages_into(model.network)
+        # Whoever trains the saved network trains all of it.
+        model.network.trainable = True
+        workdir.save_model(model.network, path)
+    record = {
+        "phase": phase,
+        "iteration": iteration,
+        "variant": variant,
+        **predicting.accuracy_of(run, iteration),
+        "image_size": image_size,
+        "steps": steps,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    workdir.append_result(record)
+    if record["top1"] is not None:
+        print(
+            f"  {role}: top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%} "
+            f"on {record['num_examples']} images"
+        )

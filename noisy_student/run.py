@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is about to work with: settings, folder, devices, images.
+
+Here `Config` meets the sources of images and the devices. `assembly.py` makes
+networks and batches of them.
+"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from noisy_student.command_line import RUN_FLAGS
+from noisy_student.command_line import write_run_flags
+from noisy_student.config import Config
+from noisy_student.data import folder_sources
+from noisy_student.data import sources
+from noisy_student.data import tfds_source
+from noisy_student.data import tfrecord_source
+from noisy_student.data.sources import Source
+from noisy_student.errors import UserError
+from noisy_student.models.efficientnet import VARIANTS
+from noisy_student.pseudo_labels.store import LabelStore
+from noisy_student.training import distribution
+from noisy_student.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is about to do something: settings, devices, data.
+
+    Attributes:
+        config: The `Config`.
+        workdir: The `Workdir`.
+        strategy: The `tf.distribute.Strategy`.
+        labeled: `Source` of labeled images; None while weights are evaluated
+            that nothing was trained for.
+        unlabeled: `Source` of unlabeled images, or None.
+        evaluation: `Source` of the evaluation images, or None.
+    """
+
+    config: Config
+    workdir: Workdir
+    strategy: tf.distribute.Strategy
+    labeled: Source | None
+    unlabeled: Source | None
+    evaluation: Source | None
+
+    @property
+    def class_names(self):
+        return (self.labeled or self.evaluation).class_names
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @property
+    def num_replicas(self):
+        return self.strategy.num_replicas_in_sync
+
+    def unlabeled_batch_size(self, iteration):
+        """U of a student, from 1 on; the teacher, 0, has none."""
+        if not iteration:
+            return 0
+        # Rounded up, as the official code does; the loss keeps the exact
+        # ratio whatever the rounding.
+        ratio = self.config.unlabeled_ratio_of(iteration)
+        return math.ceil(self.config.batch_size * ratio)
+
+    @property
+    def last_iteration(self):
+        return len(self.config.student_variants())
+
+    def image_size(self, iteration):
+        """Pixels that the model of an iteration is trained at."""
+        config, variant = self.config, self.config.variant_of(iteration)
+        if not iteration and not config.train_teacher:
+            # Taken as it is, so as it is evaluated.
+            return config.image_size or VARIANTS[variant].image_size
+        return training_image_size(config, variant)
+
+    def finetuning_size(self, iteration):
+        """Pixels of finetuning: asked for, or those of evaluation."""
+        variant = self.config.variant_of(iteration)
+        return self.config.image_size or VARIANTS[variant].image_size
+
+    def label_store(self, iteration):
+        return LabelStore(
+            self.workdir.labels(iteration),
+            self.unlabeled.shard_sizes,
+            self.num_classes,
+        )
+
+    def begin(self):
+        """Record the settings, when a phase has all that it needs."""
+        path = self.workdir.path / RUN_FLAGS
+        self.workdir.path.mkdir(parents=True, exist_ok=True)
+        # The pixels of a finetuning are not those that the run trains at.
+        if self.config.mode != "finetune" or not path.exists():
+            self.workdir.write_flags(write_run_flags(self.config, path))
+
+    def seed(self, *purpose):
+        """A seed of 31 bits for one purpose, a tuple of small integers."""
+        sequence = np.random.SeedSequence([self.config.seed, *purpose])
+        return int(sequence.generate_state(1)[0] >> 1)
+
+
+def open_run(config):
+    """Find the devices and the data, and check that they fit together.
+
+    Args:
+        config: A `Config`.
+
+    Returns:
+        A `Run`. Nothing has been written yet.
+
+    Raises:
+        UserError: For whatever is missing or does not fit.
+    """
+    _check_settings(config)
+    strategy = distribution.make_strategy(
+        config.distribution, config.cpu_devices
+    )
+    labeled = _open_source(config, "labeled")
+    evaluation = _open_source(
+        config, "eval", labeled.class_names if labeled else None
+    )
+    if labeled is None and (config.mode != "evaluate" or evaluation is None):
+        raise UserError(
+            "there are no labeled images: give --labeled_dir=DIR, "
+            "--dataset=NAME or --labeled_tfrecords=GLOB"
+        )
+    run = Run(
+        config=config,
+        workdir=Workdir(config.workdir),
+        strategy=strategy,
+        labeled=labeled,
+        unlabeled=_open_source(config, "unlabeled"),
+        evaluation=evaluation,
+    )
+    if labeled and evaluation:
+        sources.check_same_classes(labeled, evaluation)
+    for iteration in range(run.last_iteration + 1):
+        distribution.check_divisible(
+            run.num_replicas,
+            labeled=config.batch_size,
+            unlabeled=run.unlabeled_batch_size(iteration),
+            evaluation=config.eval_batch_size,
+        )
+    return run
+
+
+def _check_settings(config):
+    """Refuse settings that contradict each other, or that we cannot serve."""
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"the training step is not ready for KERAS_BACKEND="
+            f"{keras.backend.backend()} yet: unset it, or use tensorflow"
+        )
+    for name in ("labeled_dir", "labeled_tfrecords"):
+        if config.dataset and getattr(config, name):
+            raise UserError(
+                f"both --dataset={config.dataset} and --{name} name the "
+                "labeled images: leave out one, or take the recipe's away "
+                "with --dataset="
+            )
+    for variant in (config.variant, *config.student_variants()):
+        size = training_image_size(config, variant)
+        if config.crop == "padded" and config.crop_padding >= size:
+            raise UserError(
+                f"--crop_padding={config.crop_padding} must be smaller than "
+                f"the images of {size} pixels"
+            )
+    variants = (config.variant, *config.student_variants())
+    if config.warm_start and len(set(variants)) > 1:
+        raise UserError(
+            f"--warm_start needs teacher and students of one variant, not "
+            f"{', '.join(variants)}: leave it out, or change --students"
+        )
+
+
+def training_image_size(config, variant):
+    """Pixels that a variant is trained at."""
+    defaults = VARIANTS[variant]
+    return config.image_size or defaults.train_image_size or defaults.image_size
+
+
+def _open_source(config, role, class_names=None):
+    """The source of a role: folder, TFRecords, digits or tfds, or None."""
+    directory = getattr(config, f"{role}_dir")
+    pattern = getattr(config, f"{role}_tfrecords")
+    has_labels = role != "unlabeled"
+    if directory and has_labels:
+        return folder_sources.class_folders(directory)
+    if directory:
+        return folder_sources.image_folder(directory)
+    if pattern:
+        return tfrecord_source.tfrecords(
+            pattern,
+            labeled=has_labels,
+            num_classes=config.num_classes,
+            # The evaluation files need not be scanned for their classes.
+            class_names=class_names,
+            first_label=config.tfrecord_first_label,
+        )
+    if config.dataset == "digits":
+        split = config.eval_split if role == "eval" else role
+        return sources.digits(split, seed=config.seed)
+    split = getattr(config, f"{role}_split")
+    if config.dataset and split:
+        return tfds_source.tfds_split(
+            config.dataset,
+            split,
+            labeled=has_labels,
+            data_dir=config.data_dir,
+            download=config.download,
+        )
+    return None

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs by arithmetic are the costs of networks that are built."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_efficientnet import BLOCKS
+from test_efficientnet import PARAMETERS
+
+from noisy_student.models import accounting
+from noisy_student.models import efficientnet
+
+# Other channels and pixels than any real variant; odd sizes at each stride.
+TINY = {"width": 0.3, "depth": 0.6}
+CASES = [
+    pytest.param("b0", {}, 1000, id="b0"),
+    pytest.param("b0", {"image_size": 27, **TINY}, 5, id="odd"),
+    pytest.param(
+        "b1", {"image_size": 19, "small_images": True, **TINY}, 7, id="small"
+    ),
+]
+
+
+def built(variant, num_classes, options):
+    options = {"image_size": 224} | options
+    return efficientnet.build_model(variant, num_classes, **options)
+
+
+def count_values(weights):
+    return sum(int(np.prod(weight.shape)) for weight in weights)
+
+
+@pytest.mark.parametrize("variant", efficientnet.VARIANTS)
+def test_parameters_of_every_variant(variant):
+    found = accounting.costs(variant)
+    assert found.parameters == PARAMETERS[variant]
+    assert found.blocks == BLOCKS[variant]
+
+
+# arXiv:1905.11946, table 2, in billions, at the pixels of the evaluation.
+@pytest.mark.parametrize(
+    ("variant", "published"),
+    [
+        ("b0", 0.39),
+        ("b1", 0.70),
+        ("b2", 1.0),
+        ("b3", 1.8),
+        ("b4", 4.2),
+        ("b5", 9.9),
+        ("b6", 19),
+        ("b7", 37),
+    ],
+)
+def test_multiply_adds_are_near_the_published_ones(variant, published):
+    size = efficientnet.VARIANTS[variant].image_size
+    found = accounting.costs(variant, image_size=size).multiply_adds / 1e9
+    # Off by 4.6 % for b4, less for the others: the paper does not say how it
+    # rounds odd sizes.
+    assert found == pytest.approx(published, rel=0.05), f"{found:.3f} B"
+
+
+@pytest.mark.parametrize(("variant", "options", "num_classes"), CASES)
+def test_equals_a_network_that_is_built(variant, options, num_classes):
+    model = built(variant, num_classes, options)
+    found = accounting.costs(variant, num_classes, **options)
+    assert found.parameters == count_values(model.trainable_weights)
+    # Left are the statistics, and the seeds of the noise, which are integers.
+    others = [w for w in model.non_trainable_weights if "float" in w.dtype]
+    assert found.statistics == count_values(others)
+    assert found.multiply_adds == multiply_adds_of(model)
+    assert found.blocks == len(efficientnet.blocks_of(model))
+
+
+def multiply_adds_of(model):
+    """Products of a kernel with its input, from the shapes of the layers."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D):
+            height, width = layer.output.shape[1:3]
+            total += layer.kernel.shape.num_elements() * height * width
+        elif isinstance(layer, keras.layers.Dense):
+            total += layer.kernel.shape.num_elements()
+    return total
+
+
+@pytest.mark.parametrize(("variant", "options", "num_classes"), CASES)
+def test_activations_are_what_tensorflow_keeps(variant, options, num_classes):
+    model = built(variant, num_classes, options)
+    found = accounting.costs(variant, num_classes, **options)
+    assert found.activations == count_kept(model)
+
+
+def count_kept(model):
+    """Values of an image that the gradients read from the way forward.
+
+    From TensorFlow's graph of a training step: the tensors of the forward
+    operations that operations of the gradients take as inputs.
+    """
+    batch_size = 7  # no layer has 7 channels
+    pixels = tf.zeros((batch_size, *model.input_shape[1:]), tf.uint8)
+    forward, gradients = [], []
+
+    @tf.function
+    def step():
+        logits = model(pixels, training=True)
+        forward.extend(logits.graph.get_operations())
+        weights = [weight.value for weight in model.trainable_weights]
+        gradients.extend(tf.gradients(tf.reduce_sum(logits), weights))
+
+    step.get_concrete_function()
+    assert not any(gradient is None for gradient in gradients)
+    forward, kept, seen = set(forward), {}, set()
+    waiting = [gradient.op for gradient in gradients]
+    while waiting:
+        operation = waiting.pop()
+        if operation in seen or operation in forward:
+            continue
+        seen.add(operation)
+        for tensor in operation.inputs:
+            waiting.append(tensor.op)
+            per_image = tensor.shape.rank and tensor.shape[0] == batch_size
+            # The masks of the noise are not floats.
+            if tensor.op in forward and per_image and tensor.dtype.is_floating:
+                kept[tensor.name] = tensor.shape.num_elements() // batch_size
+    return sum(kept.values())
+
+
+def test_default_pixels_are_those_of_training():
+    assert accounting.costs("l2") == accounting.costs("l2", image_size=475)
+    assert accounting.costs("b1") == accounting.costs("b1", image_size=240)
+
+
+def test_unknown_variant():
+    with pytest.raises(KeyError, match="b8"):
+        accounting.costs("b8")
