@@ -35,9 +35,7 @@ def main():
     arguments = parser.parse_args()
     settings = efficientnet.VARIANTS[arguments.variant]
     image_size = (
-        arguments.image_size
-        or settings.train_image_size
-        or settings.image_size
+        arguments.image_size or settings.train_image_size or settings.image_size
     )
     expected = accounting.costs(arguments.variant, image_size=image_size)
     print(

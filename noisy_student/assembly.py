@@ -91,7 +91,7 @@ def make_trainable(run, phase, iteration, *, num_labeled):
     )
     with run.strategy.scope():
         network, loaded = first_network(run, phase, iteration)
-        _direct_noise(config, phase, network, labeled, unlabeled)
+        direct_noise(config, phase, network, labeled, unlabeled)
         if phase == "finetune":
             _freeze(network, config.frozen_blocks)
         online_teacher = None
@@ -158,8 +158,16 @@ def _freeze(network, frozen_blocks):
                 layer.rows = stochastic_depth.NO_ROWS
 
 
-def _direct_noise(config, phase, network, labeled, unlabeled):
-    """Let dropout and stochastic depth act on the images they are meant for."""
+def direct_noise(config, phase, network, labeled, unlabeled):
+    """Let dropout and stochastic depth act on the images they are meant for.
+
+    Args:
+        config: A `Config`.
+        phase: `teach`, `distill` or `finetune`.
+        network: The `keras.Model`.
+        labeled: Labeled rows of a batch on each replica.
+        unlabeled: Pseudo-labeled rows of a batch on each replica.
+    """
     on_labeled = config.noise("finetune" if phase == "finetune" else "labeled")
     on_unlabeled = config.noise("unlabeled")
     for name, layer in NOISY_LAYERS.items():

@@ -141,10 +141,10 @@ class Config:
     )
 
     # Noise
-    labeled_noise: str = knob(
+    labeled_noise: str | None = knob(
         ",".join(NOISE), "On labeled images, a list of these; empty: none."
     )
-    unlabeled_noise: str = knob(
+    unlabeled_noise: str | None = knob(
         ",".join(NOISE), "On the student's pseudo-labeled images, likewise."
     )
     teacher_noise: str | None = knob(
@@ -212,7 +212,7 @@ class Config:
     lr_decay_factor: float = knob(0.97, "Of each stair.", low=0.01, high=1)
     lr_decay_epochs: float = knob(2.4, "Length of a stair.", low=0.001)
     final_base_lr: float | None = knob(
-        None, "Sets lr_decay_epochs so that the run ends here.", low=1e-12
+        None, "Sets lr_decay_epochs by the run's end.", low=1e-12
     )
     warmup_epochs: float = knob(5.0, "Linear warm-up.", low=0)
     weight_decay: float = knob(1e-5, "Strength of the L2 term.", low=0)
@@ -261,9 +261,7 @@ class Config:
         low=1,
     )
     balance: bool = knob(True, "Give each class images_per_class.")
-    duplicate: bool = knob(
-        True, "Repeat images of a class that has fewer than that."
-    )
+    duplicate: bool = knob(True, "Repeat images of a class that has fewer.")
     max_unlabeled: int | None = knob(
         None, "Keep a random part of the selected images; auto: all.", low=1
     )
@@ -277,11 +275,14 @@ class Config:
     num_unlabeled: int | None = knob(
         None, "Unlabeled images, while they are not here.", low=1, free=True
     )
+    plan_device: str = knob(
+        "auto", "To plan for.", ("auto", "cpu", "gpu", "tpu"), free=True
+    )
     plan_devices: int | None = knob(
-        None, "Devices to plan for; auto: these.", low=1, free=True
+        None, "How many; auto: as here.", low=1, free=True
     )
     plan_memory_gb: float | None = knob(
-        None, "Memory of a device to plan for; auto: these.", low=0, free=True
+        None, "Memory of each; auto: as here.", low=0, free=True
     )
 
     def __post_init__(self):

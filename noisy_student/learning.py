@@ -43,10 +43,10 @@ def train(run, iteration):
 
 def finetune(run, iteration):
     """Finetune the model of an iteration, unless that is done."""
-    workdir, image_size = run.workdir, run.finetuning_size(iteration)
+    workdir = run.workdir
+    prerequisites.begin_finetuning(run, iteration)
     path = workdir.finetuned_model(iteration)
     if workdir.find_result("finetune", iteration) and path.exists():
-        prerequisites.check_finetuned(run, iteration, image_size)
         role = console.role(iteration)
         print(f"The {role} is finetuned already: {path}")
         return
@@ -87,7 +87,8 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
         )
     )
     directory = workdir.iteration(iteration)
-    prefix = "finetune_" if finetunes else ""
+    if finetunes:
+        directory = workdir.finetuning(iteration)
     if not path.exists():
         keras.backend.clear_session()
         model, loaded = assembly.make_trainable(
@@ -102,13 +103,15 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
                     run, phase, iteration, skipped, skipped_unlabeled
                 ),
                 steps=steps,
-                checkpoints=Checkpoints(directory / f"{prefix}checkpoints"),
+                checkpoints=Checkpoints(directory / "checkpoints"),
                 checkpoint_minutes=config.checkpoint_minutes,
-                metrics_path=directory / f"{prefix}metrics.jsonl",
+                metrics_path=directory / "metrics.jsonl",
             )
         model.load_averages_into(model.network)
-        # Whoever trains the saved network trains all of it.
-        model.network.trainable = True
+        # Whoever trains the saved network trains all of it. Not by setting
+        # `network.trainable`: Keras's models do not hand that on to layers.
+        for layer in model.network.layers:
+            layer.trainable = True
         workdir.save_model(model.network, path)
     record = {
         "phase": phase,

@@ -1,6 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""placeholder"""
+"""What a run will need, before it begins: `--mode=plan`.
+
+Nothing is built or trained, and the images need not be here: sizes of the
+paper's data sets are known, and `--num_unlabeled` stands for a pile to come.
+"""
+
+import pathlib
+import shutil
+
+import tensorflow as tf
+
+from noisy_student import assembly
+from noisy_student import batches
+from noisy_student.data import tfds_source
+from noisy_student.errors import UserError
+from noisy_student.models import accounting
+from noisy_student.reporting.needs import Images
+from noisy_student.reporting.needs import Plan
+from noisy_student.reporting.needs import Training
+from noisy_student.reporting.needs import shortages
+from noisy_student.reporting.plan import plan_text
+from noisy_student.run import Run
+from noisy_student.run import check_settings
+from noisy_student.run import open_source
+from noisy_student.training import distribution
+from noisy_student.workdir import Workdir
 
 
 def plan(config):
-    raise NotImplementedError
+    """Print what a run needs; fail if this machine cannot hold it.
+
+    Args:
+        config: A `Config`.
+
+    Raises:
+        UserError: If nobody knows how many labeled images there are, or if
+            memory or disk are short.
+    """
+    check_settings(config)
+    needed = make_plan(config)
+    print(plan_text(needed))
+    short = shortages(needed)
+    if short:
+        more = f" (and {len(short) - 1} more above)" if len(short) > 1 else ""
+        raise UserError(f"this cannot be run here: {short[0]}{more}")
+
+
+def make_plan(config):
+    """What a run needs.
+
+    Args:
+        config: A `Config`.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        UserError: If nobody knows how many labeled images there are.
+    """
+    labeled, num_classes = _images(config, "labeled")
+    unlabeled, _ = _images(config, "unlabeled")
+    evaluation, _ = _images(config, "eval")
+    if labeled is None:
+        raise UserError(
+            "there are no labeled images to plan for: give --labeled_dir=DIR, "
+            "--dataset=NAME or --labeled_tfrecords=GLOB"
+        )
+    strategy = distribution.make_strategy(
+        config.distribution, config.cpu_devices
+    )
+    here = _device(strategy)
+    device = here if config.plan_device == "auto" else config.plan_device
+    num_devices, memory = 1, None
+    if device == here:
+        num_devices = strategy.num_replicas_in_sync
+        memory = distribution.device_memory(strategy)
+    if config.plan_memory_gb is not None:
+        memory = int(config.plan_memory_gb * 1e9)
+    run = Run(config, Workdir(config.workdir), strategy, None, None, None)
+    students = range(1, run.last_iteration + 1)
+    return Plan(
+        num_classes=num_classes,
+        labeled=labeled,
+        unlabeled=unlabeled,
+        evaluation=evaluation,
+        trainings=tuple(_trainings(run, labeled, unlabeled, num_classes)),
+        num_labelings=0 if config.online_teacher else len(students),
+        device=device.upper(),
+        num_devices=config.plan_devices or num_devices,
+        device_memory=memory,
+        free_disk=_free_disk(run.workdir.path),
+    )
+
+
+def _trainings(run, labeled, unlabeled, num_classes):
+    """Yield what is trained, in order."""
+    config = run.config
+    selected = unlabeled.count if unlabeled else None
+    if not config.online_teacher:
+        # What passes the filter shows when the teacher has labeled.
+        balanced = config.balance and config.images_per_class
+        selected = config.images_per_class * num_classes if balanced else None
+
+    def training(phase, iteration, image_size, name):
+        batch_size, unlabeled_size = batches.batch_sizes(run, phase, iteration)
+        teacher = None
+        if phase == "distill" and config.online_teacher:
+            teacher = _costs(
+                run, iteration - 1, run.image_size(iteration - 1), num_classes
+            )
+        return Training(
+            name=name,
+            variant=config.variant_of(iteration),
+            image_size=image_size,
+            costs=_costs(run, iteration, image_size, num_classes),
+            steps=assembly.num_steps(config, phase, labeled.count),
+            batch_size=batch_size,
+            unlabeled_batch_size=unlabeled_size,
+            num_labeled=labeled.count,
+            num_unlabeled=selected if unlabeled_size else None,
+            online_teacher=teacher,
+        )
+
+    if config.train_teacher:
+        yield training("teach", 0, run.image_size(0), "teacher")
+    for k in range(1, run.last_iteration + 1):
+        name = f"student {k}"
+        yield training("distill", k, run.image_size(k), name)
+        if config.finetune:
+            size = run.finetuning_size(k)
+            yield training("finetune", k, size, f"{name}, finetuned")
+
+
+def _costs(run, iteration, image_size, num_classes):
+    config = run.config
+    return accounting.costs(
+        config.variant_of(iteration),
+        num_classes,
+        image_size=image_size,
+        small_images=config.small_images,
+        width=config.width,
+        depth=config.depth,
+    )
+
+
+def _images(config, role):
+    """(`Images` or None, number of classes or None) of a role."""
+    try:
+        source = open_source(config, role)
+    except UserError:
+        source, missing = None, True
+    else:
+        missing = source is not None
+    if source is not None:
+        classes = len(source.class_names) if role != "unlabeled" else None
+        return Images(source.name, source.num_examples), classes
+    known = None
+    split = getattr(config, f"{role}_split")
+    if config.dataset and split and missing:
+        known = tfds_source.known_split(
+            config.dataset, split, data_dir=config.data_dir
+        )
+    if known:
+        name = f"{config.dataset} {split}"
+        return Images(name, known[0], here=False), known[1]
+    if role == "unlabeled" and (missing or config.num_unlabeled):
+        name = config.unlabeled_tfrecords or config.unlabeled_dir
+        return Images(name or "to come", config.num_unlabeled, here=False), None
+    if missing:
+        open_source(config, role)  # says what is wrong with it
+    return None, None
+
+
+def _device(strategy):
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "tpu"
+    return "gpu" if tf.config.get_visible_devices("GPU") else "cpu"
+
+
+def _free_disk(path):
+    """Bytes free where a folder is, or will be."""
+    path = pathlib.Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -72,15 +72,14 @@ def accuracy_of_weights(run, path):
         path: As in `import_weights.load`.
 
     Returns:
-        Pair of the dict of `Accuracy.result` and the pixels of the images.
+        Dict, as `Accuracy.result` gives it.
     """
     keras.backend.clear_session()
-    image_size = run.finetuning_size(0)
     with run.strategy.scope():
-        network = assembly.build_network(run, 0, image_size)
+        network = assembly.build_network(run, 0, run.finetuning_size(0))
         loaded = import_weights.load(network, path)
     console.print_loaded(loaded)
-    return _accuracy(run, network), image_size
+    return _accuracy(run, network)
 
 
 def _accuracy(run, network):

@@ -5,9 +5,20 @@ Each function returns what a phase asks for or raises one sentence: what is
 missing, and the command that makes it.
 """
 
+import json
 import shlex
 
 from noisy_student.errors import UserError
+from noisy_student.files import write_json
+
+# What decides a finetuning, beside the model and the pixels.
+FINETUNE_SETTINGS = (
+    "batch_size",
+    "base_lr",
+    "finetune_epochs",
+    "finetune_noise",
+    "frozen_blocks",
+)
 
 
 def choose_iteration(run, iteration, mode):
@@ -39,17 +50,25 @@ def choose_model(run, iteration, mode):
     return iteration
 
 
-def check_finetuned(run, iteration, image_size):
-    """Refuse to call finetuned what was finetuned at other pixels."""
-    path, before = (
-        run.workdir.finetuned_model(iteration),
-        run.workdir.image_size(iteration),
-    )
-    if before != image_size:
-        raise UserError(
-            f"{path} was finetuned at {before} pixels, not {image_size}: "
-            "delete it to do it again"
-        )
+def begin_finetuning(run, iteration):
+    """Tie a finetuning to its settings, or check that they are the same.
+
+    They may differ from those of the run, so the run's flags do not hold them.
+    """
+    config = run.config
+    settings = {name: getattr(config, name) for name in FINETUNE_SETTINGS}
+    settings["image_size"] = run.finetuning_size(iteration)
+    path = run.workdir.finetuning(iteration) / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+        return
+    for name, before in json.loads(path.read_text()).items():
+        if settings[name] != before:
+            raise UserError(
+                f"{path.parent} was begun with --{name}={before}, not "
+                f"{settings[name]}: give that flag, or delete the folder and "
+                f"{run.workdir.finetuned_model(iteration).name} to begin anew"
+            )
 
 
 def check_stored_labels(run):

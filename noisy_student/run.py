@@ -119,12 +119,12 @@ def open_run(config):
     Raises:
         UserError: For whatever is missing or does not fit.
     """
-    _check_settings(config)
+    check_settings(config)
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
-    labeled = _open_source(config, "labeled")
-    evaluation = _open_source(
+    labeled = open_source(config, "labeled")
+    evaluation = open_source(
         config, "eval", labeled.class_names if labeled else None
     )
     if labeled is None and (config.mode != "evaluate" or evaluation is None):
@@ -137,7 +137,7 @@ def open_run(config):
         workdir=Workdir(config.workdir),
         strategy=strategy,
         labeled=labeled,
-        unlabeled=_open_source(config, "unlabeled"),
+        unlabeled=open_source(config, "unlabeled"),
         evaluation=evaluation,
     )
     if labeled and evaluation:
@@ -152,8 +152,15 @@ def open_run(config):
     return run
 
 
-def _check_settings(config):
-    """Refuse settings that contradict each other, or that we cannot serve."""
+def check_settings(config):
+    """Refuse settings that contradict each other, or that we cannot serve.
+
+    Args:
+        config: A `Config`.
+
+    Raises:
+        UserError: Naming the flags and the way out.
+    """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
             f"the training step is not ready for KERAS_BACKEND="
@@ -187,8 +194,17 @@ def training_image_size(config, variant):
     return config.image_size or defaults.train_image_size or defaults.image_size
 
 
-def _open_source(config, role, class_names=None):
-    """The source of a role: folder, TFRecords, digits or tfds, or None."""
+def open_source(config, role, class_names=None):
+    """The source of a role: folder, TFRecords, digits or tfds, or None.
+
+    Args:
+        config: A `Config`.
+        role: `labeled`, `unlabeled` or `eval`.
+        class_names: Those of the labeled images, for evaluation files.
+
+    Raises:
+        UserError: If it is not there or not as it should be.
+    """
     directory = getattr(config, f"{role}_dir")
     pattern = getattr(config, f"{role}_tfrecords")
     has_labels = role != "unlabeled"
@@ -207,7 +223,7 @@ def _open_source(config, role, class_names=None):
         )
     if config.dataset == "digits":
         split = config.eval_split if role == "eval" else role
-        return sources.digits(split, seed=config.seed)
+        return sources.digits(split, seed=config.seed) if split else None
     split = getattr(config, f"{role}_split")
     if config.dataset and split:
         return tfds_source.tfds_split(

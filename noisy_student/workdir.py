@@ -44,6 +44,10 @@ class Workdir:
         """Where finetuning leaves it."""
         return self.iteration(number) / "finetuned.keras"
 
+    def finetuning(self, number):
+        """Where finetuning keeps its checkpoints and curves."""
+        return self.iteration(number) / "finetune"
+
     def model(self, number):
         """What evaluates and labels: the finetuned model, if there is one."""
         finetuned = self.finetuned_model(number)

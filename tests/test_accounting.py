@@ -13,18 +13,19 @@ from noisy_student.models import efficientnet
 
 # Other channels and pixels than any real variant; odd sizes at each stride.
 TINY = {"width": 0.3, "depth": 0.6}
-CASES = [
-    pytest.param("b0", {}, 1000, id="b0"),
-    pytest.param("b0", {"image_size": 27, **TINY}, 5, id="odd"),
-    pytest.param(
-        "b1", {"image_size": 19, "small_images": True, **TINY}, 7, id="small"
-    ),
-]
+CASES = {
+    "b0": ("b0", {}, 1000),
+    "odd": ("b0", {"image_size": 27, **TINY}, 5),
+    "small": ("b1", {"image_size": 19, "small_images": True, **TINY}, 7),
+}
 
 
-def built(variant, num_classes, options):
-    options = {"image_size": 224} | options
-    return efficientnet.build_model(variant, num_classes, **options)
+@pytest.fixture(scope="module", params=CASES)
+def built(request):
+    """Pair of a network that is built, and what it should cost."""
+    variant, options, num_classes = CASES[request.param]
+    model = efficientnet.build_model(variant, num_classes, **options)
+    return model, accounting.costs(variant, num_classes, **options)
 
 
 def count_values(weights):
@@ -60,10 +61,8 @@ def test_multiply_adds_are_near_the_published_ones(variant, published):
     assert found == pytest.approx(published, rel=0.05), f"{found:.3f} B"
 
 
-@pytest.mark.parametrize(("variant", "options", "num_classes"), CASES)
-def test_equals_a_network_that_is_built(variant, options, num_classes):
-    model = built(variant, num_classes, options)
-    found = accounting.costs(variant, num_classes, **options)
+def test_equals_a_network_that_is_built(built):
+    model, found = built
     assert found.parameters == count_values(model.trainable_weights)
     # Left are the statistics, and the seeds of the noise, which are integers.
     others = [w for w in model.non_trainable_weights if "float" in w.dtype]
@@ -76,7 +75,9 @@ def multiply_adds_of(model):
     """Products of a kernel with its input, from the shapes of the layers."""
     total = 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D):
+        if isinstance(
+            layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D
+        ):
             height, width = layer.output.shape[1:3]
             total += layer.kernel.shape.num_elements() * height * width
         elif isinstance(layer, keras.layers.Dense):
@@ -84,10 +85,8 @@ def multiply_adds_of(model):
     return total
 
 
-@pytest.mark.parametrize(("variant", "options", "num_classes"), CASES)
-def test_activations_are_what_tensorflow_keeps(variant, options, num_classes):
-    model = built(variant, num_classes, options)
-    found = accounting.costs(variant, num_classes, **options)
+def test_activations_are_what_tensorflow_keeps(built):
+    model, found = built
     assert found.activations == count_kept(model)
 
 

@@ -131,3 +131,58 @@ def test_divisible_batches_and_absent_ones_pass():
     distribution.check_divisible(1, labeled=7)
     with pytest.raises(UserError):
         distribution.check_divisible(4, labeled=8, unlabeled=0, evaluation=99)
+
+
+@without_gpu
+@pytest.mark.skipif(
+    not os.path.exists("/proc/meminfo"), reason="needs Linux's /proc"
+)
+def test_memory_of_the_cpu_is_shared_by_its_replicas():
+    with open("/proc/meminfo") as file:
+        lines = [line.split() for line in file]
+    (total,) = [
+        int(words[1]) * 1024 for words in lines if "MemTotal" in words[0]
+    ]
+    one = distribution.device_memory(distribution.make_strategy("cpu"))
+    assert one == total
+    strategy = distribution.make_strategy("mirrored")
+    each = distribution.device_memory(strategy)
+    assert each == total // strategy.num_replicas_in_sync
+
+
+def answering(text):
+    return lambda command, **_: subprocess.CompletedProcess(command, 0, text)
+
+
+def refusing(error):
+    def run(*_, **__):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (answering("81559\n"), 81559 * 2**20),
+        (answering("81559\n24576\n"), 24576 * 2**20),
+        (answering("[N/A]\n"), None),
+        (answering(""), None),
+        (refusing(FileNotFoundError("nvidia-smi")), None),
+        (refusing(subprocess.CalledProcessError(9, "nvidia-smi")), None),
+        (refusing(subprocess.TimeoutExpired("nvidia-smi", 60)), None),
+    ],
+)
+def test_memory_of_a_gpu_is_what_the_driver_says(monkeypatch, run, expected):
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["GPU"])
+    strategy = tf.distribute.get_strategy()
+    assert distribution.device_memory(strategy) == expected
+
+
+def test_memory_of_a_tpu_is_unknown(monkeypatch):
+    class Fake:
+        pass
+
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", Fake)
+    assert distribution.device_memory(Fake()) is None

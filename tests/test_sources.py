@@ -762,6 +762,58 @@ def test_tfds_download_prepares_what_is_missing(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "name, split, expected",
+    [
+        ("imagenet2012", "train", (1_281_167, 1000)),
+        ("imagenet2012:5.1.0", "validation", (50_000, 1000)),
+        ("svhn_cropped", "train[:69257]", (69_257, 10)),
+        ("svhn_cropped", "train + extra", (604_388, 10)),
+        ("svhn_cropped", "train[10%:]", (65_931, 10)),
+        ("cifar10", "train[-10:]+test[25%:75%]", (5_010, 10)),
+        ("cifar100", "test[:0]", (0, 100)),
+        # Not without the files.
+        ("cifar10", "train[:1shard]", None),
+        ("mnist", "train", None),
+        ("no_such_data", "train", None),
+        ("somebody:mnist", "train", None),
+    ],
+)
+def test_known_split_of_data_that_are_not_here(tmp_path, name, split, expected):
+    found = tfds_source.known_split(name, split, data_dir=tmp_path)
+    assert found == expected
+
+
+def test_known_splits_are_those_of_the_catalog():
+    # The builders' own code names their classes without a download.
+    for name, (num_classes, _) in tfds_source._KNOWN.items():
+        info = tfds.builder(name, try_gcs=False).info
+        assert info.features["label"].num_classes == num_classes, name
+
+
+def test_known_split_of_data_that_are_here(prepared, tmp_path):
+    def known(split):
+        return tfds_source.known_split(
+            "color_patches", split, data_dir=prepared
+        )
+
+    assert known("train") == (20, 3)
+    assert known("train[10%:]+test") == (25, 3)
+    with fails("color_patches", "no split 'valid'", "train, test"):
+        known("valid")
+    with fails("cifar10", "no split 'train[:50001]'", "train, test"):
+        tfds_source.known_split("cifar10", "train[:50001]", data_dir=tmp_path)
+
+    # What is prepared counts, not the table.
+    class Mine(ColorPatches, skip_registration=True):
+        name = "cifar10"
+        label_features = {}
+
+    prepare(Mine, tmp_path)
+    found = tfds_source.known_split("cifar10:1.2.0", "test", data_dir=tmp_path)
+    assert found == (7, None)
+
+
 # Checks across sources
 
 

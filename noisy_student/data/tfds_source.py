@@ -18,6 +18,18 @@ from noisy_student.data.tfrecord_source import checked_label
 from noisy_student.data.tfrecord_source import record_source
 from noisy_student.errors import UserError
 
+# Of the data sets of the recipes, so that a run can be planned before they are
+# here. Images in each split: the catalog of tensorflow-datasets.
+_KNOWN = {
+    "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
+    "svhn_cropped": (
+        10,
+        {"train": 73_257, "test": 26_032, "extra": 531_131},
+    ),
+    "cifar10": (10, {"train": 50_000, "test": 10_000}),
+    "cifar100": (100, {"train": 50_000, "test": 10_000}),
+}
+
 
 def tfds_split(name, split, *, labeled, data_dir=None, download=False):
     """A split of a data set that tensorflow-datasets has prepared.
@@ -49,14 +61,7 @@ def tfds_split(name, split, *, labeled, data_dir=None, download=False):
             f"{name} is stored as {info.file_format.value}, and only tfrecord "
             "can be read: prepare it again with file_format='tfrecord'"
         )
-    try:
-        instructions = info.splits[split].file_instructions
-    except Exception as error:
-        raise UserError(
-            f"{name} has no split {split!r}: choose from "
-            f"{', '.join(info.splits)}, or parts and sums of these such as "
-            "'train[:10%]+test'"
-        ) from error
+    instructions = _part(name, info.splits, split).file_instructions
     if not instructions:
         raise UserError(
             f"the split {split!r} of {name} is empty: choose a larger part"
@@ -91,6 +96,66 @@ def tfds_split(name, split, *, labeled, data_dir=None, download=False):
         slices=[(i.filename, i.skip, i.take) for i in instructions],
         parse=parse,
     )
+
+
+def known_split(name, split, *, data_dir=None):
+    """How large a split is, whether or not its data are here.
+
+    Args:
+        name: as in `tfds_split`.
+        split: as in `tfds_split`.
+        data_dir: as in `tfds_split`.
+
+    Returns:
+        Pair (examples, classes), of the prepared data set if there is one, of
+        a table of the recipes' data sets otherwise; None if the data set is
+        neither prepared nor in the table. Classes are None if it is prepared
+        without labels.
+
+    Raises:
+        UserError: if the data set has no such split.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        info = _prepared_builder(name, data_dir, download=False).info
+    except UserError:
+        num_classes, sizes = _KNOWN.get(name.split(":")[0], (None, {}))
+        # How many files they are cut into is not in the table.
+        if not sizes or "shard" in split:
+            return None
+        template = tfds.core.ShardedFileTemplate(
+            data_dir="", dataset_name=name, filetype_suffix="tfrecord"
+        )
+        splits = tfds.core.SplitDict(
+            tfds.core.SplitInfo(
+                name=key,
+                shard_lengths=[size],
+                num_bytes=0,
+                filename_template=template,
+            )
+            for key, size in sizes.items()
+        )
+    else:
+        splits = info.splits
+        try:
+            key = _feature_key(name, info, "label", tfds.features.ClassLabel)
+            num_classes = info.features[key].num_classes
+        except UserError:
+            num_classes = None
+    return _part(name, splits, split).num_examples, num_classes
+
+
+def _part(name, splits, split):
+    """What tensorflow-datasets understands a split's text to mean."""
+    try:
+        return splits[split]
+    except Exception as error:
+        raise UserError(
+            f"{name} has no split {split!r}: choose from "
+            f"{', '.join(splits)}, or parts and sums of these such as "
+            "'train[:10%]+test'"
+        ) from error
 
 
 def _prepared_builder(name, data_dir, download):

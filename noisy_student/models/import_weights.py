@@ -4,7 +4,7 @@
 Reads TensorFlow 1 checkpoints of the official code, timm's `.safetensors`,
 and our own `.weights.h5` and `.keras`. The whole file is compared and read
 before anything is assigned, so a load that fails leaves the model as it was.
-What it does not do: fetch files, or read PyTorch's (docs/weights.md does).
+What it does not do: fetch or convert files; docs/weights.md says how to.
 """
 
 import collections
@@ -78,9 +78,8 @@ class Loaded:
     head_replaced: bool
 
 
-# An open file. `shapes` has the tensors by their names in the file, without
-# those that nobody needs; `read` gives the array of a name, axes in Keras's
-# order; `name_of` gives the name of our `layer/variable`.
+# An open file: shapes by the names in it, a function from such a name to its
+# array, one from our `layer/variable` to such a name; axes in Keras's order.
 _Source = collections.namedtuple("_Source", "kind shapes read name_of")
 
 
@@ -209,12 +208,11 @@ def _open_official(prefix, names, stack):
     reader = tf.train.load_checkpoint(str(prefix))
     shapes = reader.get_variable_to_shape_map()
     shapes = {name: tuple(shape) for name, shape in shapes.items()}
+    # Slots, raw twins of averages, and the on-line teacher have no use here.
     for name in list(shapes):
         base = OPTIMIZER_SLOT.sub("", name)
         is_slot = base != name and base in shapes
-        # An on-line teacher is another network than the one that was trained.
         is_other = name.startswith("teacher_model/") or name == "global_step"
-        # Raw twins have no use beside their averages.
         if is_slot or is_other or base + EMA in shapes:
             del shapes[name]
     suffix = EMA if any(name.endswith(EMA) for name in shapes) else ""
@@ -222,7 +220,7 @@ def _open_official(prefix, names, stack):
     stem = f"stem/conv2d/kernel{suffix}"
     stems = (name for name in shapes if name.endswith(stem))
     scope = min(stems, default=stem).removesuffix(stem)
-    # The code for GPUs leaves the prefix out.
+    # TensorFlow's own BatchNormalization has no prefix.
     bn = _BN if any(_BN in name for name in shapes) else _BN[len("tpu_") :]
     return _Source(
         f"TensorFlow 1 checkpoint, {kind}",
@@ -264,7 +262,7 @@ def _open_keras(path, stack):
     zipped = path.name.lower().endswith(".keras")
     kind = "Keras model" if zipped else "Keras weights"
     errors = (OSError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile)
-    stack.enter_context(_reading(path, kind, *errors))
+    stack.enter_context(_reading(path, "Keras file", *errors))
     file = path
     if zipped:
         # Read at once, so that the zip's checksum is looked at.
@@ -307,7 +305,7 @@ def _match(path, source, weights, replace_head):
     for what, names in zip(whats, (differing, missing, left), strict=True):
         if names:
             shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-            problems.append(f"{len(names)} tensors are {what} ({shown})")
+            problems.append(f"tensors {what}: {len(names)} ({shown})")
     if differing or missing or left:
         problems += _guess(source)
     if problems:

@@ -7,6 +7,7 @@ take its place.
 
 import functools
 import os
+import subprocess
 
 import tensorflow as tf
 
@@ -78,6 +79,28 @@ def uses_xla(strategy):
     )
 
 
+def device_memory(strategy):
+    """How much memory each of the devices has.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`, of `make_strategy`.
+
+    Returns:
+        Bytes, or None where nobody says: on a TPU, or without `nvidia-smi`.
+        On the CPU it is the machine's memory divided by the replicas.
+        Whatever other programs hold is not subtracted.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return None
+    if tf.config.get_visible_devices("GPU"):
+        return _gpu_memory()
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+    return memory // strategy.num_replicas_in_sync
+
+
 def check_divisible(num_replicas, **batch_sizes):
     """Refuse global batches that the replicas cannot share evenly.
 
@@ -97,6 +120,25 @@ def check_divisible(num_replicas, **batch_sizes):
                 f"{num_replicas} devices: make it "
                 f"{' or '.join(map(str, nearest))}"
             )
+
+
+def _gpu_memory():
+    """Bytes of the machine's smallest GPU, or None."""
+    # TensorFlow would tell only after it has taken the memory. The driver
+    # counts in another order than CUDA, so which GPU is which is not asked.
+    command = ["nvidia-smi", "--query-gpu=memory.total"]
+    try:
+        lines = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            text=True,
+            timeout=60,
+        ).stdout.splitlines()
+        return min(int(line) for line in lines) * 2**20  # it counts in MiB
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def _configure_cpu(num_devices):

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run needs: memory on each device, disk, and what is short of it.
+
+Arithmetic on plain numbers; nothing is built, read or measured here.
+`models/accounting.py` counts what a network costs, and `plan.py` makes a text
+of it. Memory is that of a training step in float32, as TensorFlow's graph
+holds it; labeling and evaluating need less.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+FLOAT = 4  # bytes
+# TensorFlow's own memory on a CPU, for each block of a network: the graph of
+# the step and its executor. Measured for 7 to 55 blocks: 22 to 29 MB.
+GRAPH_BYTES_PER_BLOCK = 27_000_000
+# The newest two stay (training/checkpointing.py); a third while it is written.
+KEPT_CHECKPOINTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A set of images that a run uses.
+
+    Attributes:
+        name: What a person calls it.
+        count: How many, or None if nobody knows yet.
+        here: Whether they are on this machine.
+    """
+
+    name: str
+    count: int | None
+    here: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One model that a run will train.
+
+    Attributes:
+        name: `teacher`, `student 1`, `student 1, finetuned`.
+        variant: Name of its network.
+        image_size: Pixels.
+        costs: A `Costs` of `models/accounting.py`, at these pixels.
+        steps: Training steps.
+        batch_size: B, global; 0 without labeled images.
+        unlabeled_batch_size: U, global; 0 without pseudo-labeled images.
+        num_labeled: Labeled images.
+        num_unlabeled: Pseudo-labeled images in a pass, duplicates counted, or
+            None if that is not known yet.
+        online_teacher: `Costs` of a teacher that labels in the step, or None.
+    """
+
+    name: str
+    variant: str
+    image_size: int
+    costs: Any
+    steps: int
+    batch_size: int
+    unlabeled_batch_size: int
+    num_labeled: int
+    num_unlabeled: int | None = None
+    online_teacher: Any = None
+
+    @property
+    def images_per_step(self):
+        return self.batch_size + self.unlabeled_batch_size
+
+    def images_per_device(self, num_devices):
+        return math.ceil(self.images_per_step / num_devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run that has not begun.
+
+    Attributes:
+        num_classes: C.
+        labeled: `Images`.
+        unlabeled: `Images`, or None.
+        evaluation: `Images`, or None.
+        trainings: Tuple of `Training`, in order.
+        num_labelings: How often all unlabeled images are labeled and the
+            labels stored: once for each student, 0 with an on-line teacher.
+        device: `CPU`, `GPU` or `TPU`.
+        num_devices: R.
+        device_memory: Bytes of one device, or None if unknown.
+        free_disk: Bytes free where the workdir is, or None if unknown.
+    """
+
+    num_classes: int
+    labeled: Images
+    unlabeled: Images | None
+    evaluation: Images | None
+    trainings: tuple[Training, ...]
+    num_labelings: int
+    device: str
+    num_devices: int
+    device_memory: int | None
+    free_disk: int | None
+
+
+def memory_per_device(
+    costs, images, image_size, *, on_cpu=False, online_teacher=None
+):
+    """Bytes that a training step holds on one device at its peak, in float32.
+
+    Compared with the peak memory of real steps on a CPU
+    (`benchmarks/memory_estimate.py`), a process takes 0.9 to 1.1 times the
+    sum while the heap gives back what is freed, and up to 1.2 times it with
+    glibc's defaults, which keep freed pieces; up to 1.6 times where the
+    weights outweigh the activations. On GPUs and TPUs it was not measured:
+    there XLA, where it compiles the step, merges operations and may keep
+    less, and cuDNN's workspace comes on top. Finetuning with frozen blocks
+    needs less.
+
+    Args:
+        costs: A `Costs` of `models/accounting.py`.
+        images: Images of a step on this device: (B + U) / R.
+        image_size: Pixels.
+        on_cpu: Whether TensorFlow's own memory counts: on other devices it is
+            the host's.
+        online_teacher: `Costs` of a teacher that labels in the step, or None;
+            its weights count.
+
+    Returns:
+        Dict from the name of an item to bytes.
+    """
+    weights = FLOAT * costs.parameters
+    statistics = FLOAT * costs.statistics
+    memory = {
+        "weights": weights,
+        "statistics": statistics,
+        "average": weights + statistics,
+        # RMSprop's mean of squares and momentum.
+        "optimizer": 2 * weights,
+        "gradients": weights,
+        # The new values of many variables exist before the first is assigned:
+        # measured, 1.3 to 1.6 times the weights, if no activations are left.
+        "update": weights,
+        "activations": FLOAT * costs.activations * images,
+        "pixels": 3 * image_size**2 * images,
+    }
+    if online_teacher:
+        values = online_teacher.parameters + online_teacher.statistics
+        memory["online_teacher"] = FLOAT * values
+    if on_cpu:
+        memory["program"] = GRAPH_BYTES_PER_BLOCK * costs.blocks
+    return memory
+
+
+def disk_needs(plan):
+    """Bytes that a run leaves in its workdir.
+
+    Args:
+        plan: A `Plan`.
+
+    Returns:
+        Dict of `labels` of one iteration (None if the number of images is
+        unknown), `checkpoints` of all trainings and their final `models`.
+    """
+    labels = 0
+    if plan.num_labelings:
+        count = plan.unlabeled.count if plan.unlabeled else None
+        # float16 for each class, and uint32 for how often a pass shows it.
+        labels = None if count is None else count * (2 * plan.num_classes + 4)
+    checkpoints, models = [0], 0
+    for training in plan.trainings:
+        costs = training.costs
+        weights, statistics = costs.parameters, costs.statistics
+        # Weights and statistics with their averages, two optimizer values.
+        checkpoints.append(FLOAT * (4 * weights + 2 * statistics))
+        models += FLOAT * (weights + statistics)
+    return {
+        "labels": labels,
+        "checkpoints": KEPT_CHECKPOINTS * sum(checkpoints) + max(checkpoints),
+        "models": models,
+    }
+
+
+def shortages(plan):
+    """What the machine lacks.
+
+    Args:
+        plan: A `Plan`.
+
+    Returns:
+        List of sentences, each naming what is short and the way out; empty if
+        everything fits or nobody knows.
+    """
+    found = [_memory_shortage(training, plan) for training in plan.trainings]
+    needs = disk_needs(plan)
+    labels = (needs["labels"] or 0) * plan.num_labelings
+    total = labels + needs["checkpoints"] + needs["models"]
+    if plan.free_disk is not None and total > plan.free_disk:
+        found.append(
+            f"the run will fill {bytes_text(total)} of the workdir's disk "
+            f"({bytes_text(labels)} of them labels), and "
+            f"{bytes_text(plan.free_disk)} are free: choose a --workdir on a "
+            "larger disk"
+        )
+    return [sentence for sentence in found if sentence]
+
+
+def memory_of(training, plan):
+    """`memory_per_device` of a training."""
+    return memory_per_device(
+        training.costs,
+        training.images_per_device(plan.num_devices),
+        training.image_size,
+        on_cpu=plan.device == "CPU",
+        online_teacher=training.online_teacher,
+    )
+
+
+def _memory_shortage(training, plan):
+    """A sentence, or None."""
+    memory, available = memory_of(training, plan), plan.device_memory
+    total = sum(memory.values())
+    if available is None or total <= available:
+        return None
+    images = training.images_per_device(plan.num_devices)
+    by_images = memory["activations"] + memory["pixels"]
+    fit = int((available - (total - by_images)) / (by_images / images))
+    if fit >= 1:
+        advice = (
+            f"{fit * plan.num_devices:,} images in a step fit, not "
+            f"{training.images_per_step:,}: lower --batch_size or "
+            "--unlabeled_ratio, or use more devices"
+        )
+    else:
+        advice = (
+            "not even one image fits: choose a smaller network or a smaller "
+            "--image_size"
+        )
+    return (
+        f"the {training.name} needs {bytes_text(total)} on each {plan.device}, "
+        f"which has {bytes_text(available)}; {advice}"
+    )
+
+
+def bytes_text(number):
+    """`12.4 GB`: bytes in the decimal unit that suits them."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"

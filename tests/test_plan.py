@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan says the numbers that follow from its settings, and what is short."""
+
+import dataclasses
+import re
+
+import pytest
+
+from noisy_student.models import accounting
+from noisy_student.reporting import needs
+from noisy_student.reporting.needs import Images
+from noisy_student.reporting.needs import Plan
+from noisy_student.reporting.needs import Training
+from noisy_student.reporting.plan import plan_text
+
+# Numbers that tell the items apart.
+COSTS = accounting.Costs(
+    parameters=1_000_000,
+    statistics=20_000,
+    multiply_adds=390_000_000,
+    activations=5_000_000,
+    blocks=16,
+)
+TEACHER = Training(
+    name="teacher",
+    variant="b0",
+    image_size=100,
+    costs=COSTS,
+    steps=1000,
+    batch_size=30,
+    unlabeled_batch_size=0,
+    num_labeled=1500,
+)
+STUDENT = dataclasses.replace(
+    TEACHER, name="student 1", unlabeled_batch_size=90, num_unlabeled=6000
+)
+PLAN = Plan(
+    num_classes=10,
+    labeled=Images("cifar10/train[:1500]", 1500),
+    unlabeled=Images("cifar10/train[1500:]", 48_500, here=False),
+    evaluation=None,
+    trainings=(TEACHER, STUDENT),
+    num_labelings=1,
+    device="GPU",
+    num_devices=2,
+    device_memory=10_000_000_000,
+    free_disk=1_000_000_000,
+)
+
+
+def blocks_of(plan):
+    return plan_text(plan).split("\n\n")
+
+
+def row(block, name):
+    """The words of a block's line, found by its first word."""
+    lines = [line.split() for line in block.splitlines()]
+    (found,) = [words for words in lines if words and words[0] == name]
+    return found
+
+
+def test_memory_is_the_sum_of_its_items():
+    memory = needs.memory_per_device(COSTS, 7, 100)
+    assert memory == {
+        "weights": 4_000_000,
+        "statistics": 80_000,
+        "average": 4_080_000,
+        "optimizer": 8_000_000,
+        "gradients": 4_000_000,
+        "update": 4_000_000,
+        "activations": 7 * 20_000_000,
+        "pixels": 7 * 100 * 100 * 3,
+    }
+    on_cpu = needs.memory_per_device(COSTS, 7, 100, on_cpu=True)
+    program = on_cpu.pop("program")
+    assert on_cpu == memory
+    assert program == 16 * needs.GRAPH_BYTES_PER_BLOCK
+    teaching = needs.memory_per_device(COSTS, 7, 100, online_teacher=COSTS)
+    assert teaching.pop("online_teacher") == 4_080_000
+    assert teaching == memory
+
+
+def test_devices_share_a_batch_and_the_larger_part_counts():
+    assert TEACHER.images_per_device(2) == 15
+    assert STUDENT.images_per_device(2) == 60
+    assert STUDENT.images_per_device(7) == 18  # 17.14
+
+
+def test_disk():
+    found = needs.disk_needs(PLAN)
+    assert found["labels"] == 48_500 * (10 * 2 + 4)
+    checkpoint = 4 * (4 * 1_000_000 + 2 * 20_000)
+    # Two of each model stay, and one more is being written.
+    assert found["checkpoints"] == 5 * checkpoint
+    assert found["models"] == 2 * 4_080_000
+
+
+def test_disk_without_labels_or_without_their_number():
+    plan = dataclasses.replace(PLAN, num_labelings=0)
+    assert needs.disk_needs(plan)["labels"] == 0
+    for unlabeled in (None, Images("somewhere", None)):
+        plan = dataclasses.replace(PLAN, unlabeled=unlabeled)
+        assert needs.disk_needs(plan)["labels"] is None
+        assert "unknown" in row(blocks_of(plan)[3], "labels")
+        assert "compare the disk yourself" in plan_text(plan)
+
+
+def test_a_plan_that_fits():
+    assert needs.shortages(PLAN) == []
+    data, teacher, student, disk, verdict = blocks_of(PLAN)
+    assert row(data, "labeled") == ["labeled", "1,500", "cifar10/train[:1500]"]
+    assert row(data, "unlabeled")[1] == "48,500"
+    assert "not here, size known" in data
+    assert row(data, "evaluation") == ["evaluation", "0", "none", "given"]
+
+    assert teacher.startswith("Teacher: EfficientNet-B0 at 100 pixels\n")
+    assert row(teacher, "parameters") == ["parameters", "1.0", "M"]
+    assert row(teacher, "multiply-adds")[1:3] == ["0.39", "B"]
+    assert row(teacher, "steps")[1:] == "1,000 of 30 labeled images".split()
+    # 1000 steps of 30 out of 1500.
+    assert row(teacher, "passes")[1:4] == ["20.0", "over", "1,500"]
+    # 1000 * 30 images of 6 * 390 million operations.
+    assert row(teacher, "operations")[1] == "7.0e+13"
+    assert "for 15 images a step" in teacher
+
+    assert "30 labeled + 90 pseudo-labeled images" in student
+    # 1000 steps of 90 out of 6000.
+    assert re.search(r"passes +15\.0 +over 6,000 unlabeled", student)
+    # 28 MB of weights and so on, and 60 times 20.03 MB.
+    assert row(student, "memory")[1:3] == ["1.2", "GB"]
+    assert "on each of 2 GPUs, for 60 images a step" in student
+
+    assert row(disk, "labels") == ["labels", "1.2", "MB"]
+    assert verdict == "Verdict: it fits; a GPU has 10.0 GB"
+
+
+def test_too_little_memory_names_the_model_and_a_batch_that_fits():
+    plan = dataclasses.replace(PLAN, device_memory=1_000_000_000)
+    (sentence,) = needs.shortages(plan)
+    assert sentence.startswith("the student 1 needs 1.2 GB on each GPU")
+    assert "--batch_size" in sentence and "\n" not in sentence
+    fit = int(re.search(r"(\d+) images in a step fit, not 120", sentence)[1])
+    assert fit == 96
+
+    def student(images):
+        training = dataclasses.replace(
+            STUDENT, batch_size=images, unlabeled_batch_size=0
+        )
+        return dataclasses.replace(plan, trainings=(training,))
+
+    assert needs.shortages(student(fit)) == []
+    assert needs.shortages(student(fit + 2))
+    assert f"Verdict: it does not fit\n  - {sentence}" in plan_text(plan)
+
+
+def test_too_little_memory_for_a_single_image():
+    plan = dataclasses.replace(PLAN, device_memory=30_000_000)
+    sentences = needs.shortages(plan)
+    assert len(sentences) == 2
+    assert all("not even one image fits" in text for text in sentences)
+
+
+def test_too_little_disk():
+    plan = dataclasses.replace(PLAN, free_disk=80_000_000)
+    (sentence,) = needs.shortages(plan)
+    # Checkpoints 80.8, models 8.2, labels 1.2.
+    assert "90.1 MB" in sentence and "80.0 MB are free" in sentence
+    assert "--workdir" in sentence
+
+
+def test_nobody_knows():
+    plan = dataclasses.replace(PLAN, device="TPU", device_memory=None)
+    assert needs.shortages(plan) == []
+    assert "compare the memory of a TPU yourself" in plan_text(plan)
+    student = dataclasses.replace(STUDENT, num_unlabeled=None)
+    plan = dataclasses.replace(PLAN, trainings=(student,))
+    assert "their number is not known" in plan_text(plan)
+
+
+def test_l2_on_a_pod_is_planned_without_being_built():
+    student = dataclasses.replace(
+        STUDENT,
+        variant="l2",
+        image_size=475,
+        costs=accounting.costs("l2"),
+        steps=218_949,
+        batch_size=2048,
+        unlabeled_batch_size=28_672,
+    )
+    plan = dataclasses.replace(
+        PLAN,
+        trainings=(student,),
+        device="TPU",
+        num_devices=2048,
+        device_memory=None,
+        free_disk=None,
+    )
+    block = blocks_of(plan)[1]
+    assert row(block, "parameters")[1:] == ["480.3", "M"]
+    assert row(block, "multiply-adds")[1:3] == ["170.9", "B"]
+    assert "for 15 images a step" in block
+    # The paper's 6 days (section 3.1) and the yardstick agree within a factor
+    # of 10: 6.9e21 operations at 2048 * 5e12 a second are 8 days.
+    assert row(block, "operations")[1:4] == ["6.9e+21", "8", "days"]
+
+
+@pytest.mark.parametrize("device", ("CPU", "GPU", "TPU"))
+def test_every_device_has_a_plan(device):
+    plan = dataclasses.replace(PLAN, device=device, num_devices=1)
+    assert f"on the {device}, for 120 images a step" in plan_text(plan)
+    assert ("TensorFlow's graph" in plan_text(plan)) == (device == "CPU")
+
+
+def test_only_batches_of_pseudo_labeled_images():
+    student = dataclasses.replace(STUDENT, batch_size=0)
+    plan = dataclasses.replace(PLAN, trainings=(student,))
+    block = blocks_of(plan)[1]
+    assert "of 90 pseudo-labeled images" in block
+    assert row(block, "passes")[1:4] == ["15.0", "over", "6,000"]

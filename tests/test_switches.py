@@ -1,0 +1,562 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's method switches do what they say, and nothing else."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import REPOSITORY
+
+import main
+from noisy_student import assembly
+from noisy_student import batches
+from noisy_student import command_line
+from noisy_student import phases
+from noisy_student.config import NOISE
+from noisy_student.config import Config
+from noisy_student.errors import UserError
+from noisy_student.models import efficientnet
+from noisy_student.models import stochastic_depth
+from noisy_student.run import open_run
+from noisy_student.training import distribution
+from noisy_student.training import online_teacher
+from noisy_student.training import trainer
+
+SMOKE = REPOSITORY / "flags" / "smoke.flags"
+SETTINGS = {
+    **command_line.read_flagfile(SMOKE),
+    "batch_size": 4,
+    "unlabeled_ratio": "2",
+    "train_steps": 2,
+}
+ALL = ",".join(NOISE)
+
+
+def digits_run(tmp_path, **changes):
+    return open_run(
+        Config(**{**SETTINGS, "workdir": str(tmp_path / "run"), **changes})
+    )
+
+
+def run_main(*arguments):
+    return main.main(["main.py", f"--flagfile={SMOKE}", *arguments])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The `model.keras` of a teacher, for what begins with one."""
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    code = run_main(
+        "--mode=teach", "--train_steps=3", "--students=", f"--workdir={workdir}"
+    )
+    assert code == 0
+    return workdir / "iteration_0" / "model.keras"
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+# Noise, by kind of image
+
+
+@pytest.mark.parametrize(
+    "kind", [stochastic_depth.Dropout, stochastic_depth.StochasticDepth]
+)
+def test_noise_meets_only_the_rows_it_is_directed_at(kind):
+    inputs = keras.Input((4, 4, 8))
+    network = keras.Model(inputs, kind(0.5, seed=1)(inputs))
+    images = np.ones((12, 4, 4, 8), np.float32)
+
+    def noised(rows, at_inference=False, training=True):
+        stochastic_depth.direct_noise(
+            network, kind, rows, at_inference=at_inference
+        )
+        outputs = np.asarray(network(images, training=training))
+        return {k for k in range(12) if (outputs[k] != 1).any()}
+
+    everyone = set(range(12))
+    assert noised(slice(None)) == everyone
+    assert noised(slice(0, 5)) == set(range(5))
+    assert noised(slice(5, None)) == set(range(5, 12))
+    assert noised(stochastic_depth.NO_ROWS) == set()
+    assert noised(slice(None), training=False) == set()
+    assert noised(slice(None), True, training=False) == everyone
+    # The other kind of noise is left alone.
+    other = {
+        stochastic_depth.Dropout: stochastic_depth.StochasticDepth,
+        stochastic_depth.StochasticDepth: stochastic_depth.Dropout,
+    }[kind]
+    stochastic_depth.direct_noise(network, other, stochastic_depth.NO_ROWS)
+    assert network.layers[-1].rows == slice(None)
+
+
+def test_reseeded_noise_is_a_function_of_the_seed():
+    inputs = keras.Input((64,))
+    outputs = stochastic_depth.Dropout(0.5)(inputs)
+    network = keras.Model(inputs, stochastic_depth.Dropout(0.5)(outputs))
+    ones = np.ones((1, 64), np.float32)
+
+    def draw(seed):
+        stochastic_depth.reseed_noise(network, seed)
+        return [np.asarray(network(ones, training=True)) for _ in range(2)]
+
+    first, second = draw(7), draw(7)
+    np.testing.assert_array_equal(first, second)
+    assert (first[0] != first[1]).any()
+    assert (first[0] != draw(8)[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "dropout", "depth"),
+    [
+        (ALL, ALL, slice(None), slice(None)),
+        (ALL, "crop", slice(0, 2), slice(0, 2)),
+        ("dropout", "stochastic_depth", slice(0, 2), slice(2, None)),
+        (None, "dropout", slice(2, None), slice(0, 0)),
+    ],
+)
+def test_a_student_is_noised_by_kind_of_image(
+    labeled, unlabeled, dropout, depth
+):
+    config = Config(labeled_noise=labeled, unlabeled_noise=unlabeled)
+    pixels = keras.Input((2, 2, 4))
+    x = stochastic_depth.StochasticDepth(0.1)(pixels)
+    network = keras.Model(pixels, stochastic_depth.Dropout(0.1)(x))
+    assembly.direct_noise(config, "distill", network, 2, 4)
+    rows = [layer.rows for layer in network.layers[1:]]
+    assert rows == [depth, dropout]
+    # A teacher's batches are all labeled.
+    assembly.direct_noise(config, "teach", network, 4, 0)
+    for layer, name in zip(network.layers[1:], NOISE[:1:-1], strict=True):
+        meant = name in (labeled or "")
+        assert layer.rows == (
+            slice(None) if meant else stochastic_depth.NO_ROWS
+        )
+
+
+def test_a_noiseless_image_is_the_one_that_is_evaluated(tmp_path):
+    run = digits_run(tmp_path, image_size=24)
+    image = run.labeled.load(next(iter(run.labeled.open_shard(0)))[0])
+    seeds = [np.array([1, k]) for k in range(6)]
+
+    def views(*noise):
+        augment = batches.make_augment(run, 24, set(noise))
+        return [np.asarray(augment(image, seed)) for seed in seeds]
+
+    clean = views()[0]
+    assert clean.dtype == np.float32
+    assert all((view == clean).all() for view in views("dropout"))
+    cropped, disturbed = views("crop"), views("randaugment")
+    for noised in (cropped, disturbed):
+        assert noised[0].dtype == np.uint8
+        assert any((view != clean).any() for view in noised)
+    # A crop of a digit is a shift: it leaves its brightest pixel in.
+    assert {view.max() for view in cropped} == {clean.max()}
+
+
+def test_batches_of_two_noises_hold_both(tmp_path):
+    run = digits_run(tmp_path, online_teacher=True, unlabeled_noise=None)
+    write_model(run, 0)
+    student = batches.make_batches(run, "distill", 1)(0)
+    images, targets = next(iter(student))
+    pixels = images["pixels"].numpy()
+    assert pixels.dtype == np.float32 and pixels.shape == (12, 8, 8, 3)
+    teacher_pixels = images["teacher_pixels"].numpy()
+    assert teacher_pixels.shape == (12, 8, 8, 3)
+    # Un-noised, the student sees what the teacher sees; noised it does not.
+    np.testing.assert_array_equal(pixels[4:], teacher_pixels[4:])
+    assert (pixels[:4] != teacher_pixels[:4]).any()
+    np.testing.assert_allclose(targets.numpy()[:4].sum(axis=1), 1, rtol=1e-6)
+    assert (targets.numpy()[4:] == 0).all()
+
+
+def write_model(run, iteration):
+    network = assembly.build_network(run, iteration)
+    run.workdir.save_model(network, run.workdir.trained_model(iteration))
+    return network
+
+
+def test_a_noised_teacher_labels_otherwise_but_repeatably(teacher, tmp_path):
+    probs = {}
+    for name, noise in (
+        ("clean", ""),
+        ("noised", ALL),
+        ("again", ALL),
+        ("dropout", "dropout,stochastic_depth"),
+    ):
+        run = digits_run(
+            tmp_path / name, teacher_noise=noise, eval_batch_size=256
+        )
+        path = run.workdir.trained_model(0)
+        path.parent.mkdir(parents=True)
+        shutil.copy(teacher, path)
+        phases.label(run)
+        labels = run.label_store(1)
+        probs[name] = labels.read_probs(0)
+        manifest = json.loads(labels.manifest_path.read_text())
+        expected = sorted(filter(None, noise.split(",")))
+        assert manifest["teacher_noise"] == expected
+    np.testing.assert_array_equal(probs["noised"], probs["again"])
+    for name in ("noised", "dropout"):
+        changed = (probs[name] != probs["clean"]).any(axis=1).mean()
+        assert changed > 0.9, (name, changed)
+
+
+# Weights from elsewhere
+
+
+def test_weights_are_evaluated_without_training(teacher, tmp_path, capsys):
+    flags = [
+        "main.py",
+        f"--flagfile={SMOKE}",
+        "--mode=evaluate",
+        f"--init_from={teacher}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    assert main.main(flags) == 0
+    out = capsys.readouterr().out
+    assert "Weights (b0 at 8 pixels) on all 500 images" in out
+    record = results(tmp_path / "run")[0]
+    taught = results(teacher.parent.parent)[0]
+    assert record["init_from"] == str(teacher)
+    assert (record["top1"], record["top5"]) == (taught["top1"], taught["top5"])
+    # Other classes cannot be evaluated with that head.
+    (tmp_path / "eval" / "a").mkdir(parents=True)
+    (tmp_path / "eval" / "b").mkdir()
+    for name in "ab":
+        image = np.zeros((8, 8, 3), np.uint8)
+        path = tmp_path / "eval" / name / "x.png"
+        keras.utils.save_img(path, image)
+    code = main.main([*flags, "--dataset=", f"--eval_dir={tmp_path / 'eval'}"])
+    assert code == 2
+    assert "10" in capsys.readouterr().err
+
+
+def test_a_teacher_is_taken_as_it_is(teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    flags = [f"--workdir={workdir}", "--mode=teach", "--notrain_teacher"]
+    assert run_main(*flags, f"--init_from={teacher}") == 0
+    assert "taken as it is" in capsys.readouterr().out
+    record = results(workdir)[0]
+    assert record["steps"] == 0
+    assert record["top1"] == results(teacher.parent.parent)[0]["top1"]
+    taken = keras.saving.load_model(workdir / "iteration_0" / "model.keras")
+    given = keras.saving.load_model(teacher)
+    for a, b in zip(taken.weights, given.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_training_begins_at_the_weights_it_is_given(teacher, tmp_path):
+    run = digits_run(tmp_path, init_from=str(teacher), warm_start=True)
+    expected = keras.saving.load_model(teacher).weights
+    model, loaded = assembly.make_trainable(run, "teach", 0, num_labeled=50)
+    assert loaded.num_tensors == len(expected) and not loaded.head_replaced
+    for weight, average, given in zip(
+        model.network.weights, model.averages, expected, strict=True
+    ):
+        np.testing.assert_array_equal(weight, given)
+        np.testing.assert_array_equal(average, given)
+
+    # A student does not begin at --init_from but, if asked, at its teacher.
+    own = write_model(run, 0)
+    model, loaded = assembly.make_trainable(run, "distill", 1, num_labeled=50)
+    assert loaded.num_tensors == len(expected)
+    for weight, given in zip(model.network.weights, own.weights, strict=True):
+        np.testing.assert_array_equal(weight, given)
+
+
+def test_other_classes_get_a_new_head(tmp_path):
+    run = digits_run(tmp_path, students=None)
+    small = efficientnet.build_model(
+        "b0", 3, image_size=8, width=0.1, depth=0.1, small_images=True
+    )
+    small.save_weights(tmp_path / "three.weights.h5")
+    run = digits_run(tmp_path, init_from=str(tmp_path / "three.weights.h5"))
+    model, loaded = assembly.make_trainable(run, "teach", 0, num_labeled=50)
+    assert loaded.head_replaced
+    np.testing.assert_array_equal(
+        model.network.get_layer("stem_conv").kernel,
+        small.get_layer("stem_conv").kernel,
+    )
+    assert model.network.output_shape == (None, 10)
+
+
+# On-line teacher
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_online_teacher_answers_in_the_step(two_replicas, replicas):
+    strategy = (
+        two_replicas if replicas == 2 else distribution.make_strategy("cpu")
+    )
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (12, 2, 2, 3)).astype(np.float32)
+    teacher_images = rng.uniform(-1, 1, (12, 3, 3, 3)).astype(np.float32)
+    # Each replica has 4 (or 2) labeled rows first.
+    labeled = np.arange(12).reshape(replicas, -1)[:, : 4 // replicas].ravel()
+    targets = np.zeros((12, 5), np.float32)
+    targets[labeled, 1] = 1
+
+    def network(size, seed):
+        keras.utils.set_random_seed(seed)
+        pixels = keras.Input((size, size, 3))
+        outputs = keras.layers.Dense(5)(keras.layers.Flatten()(pixels))
+        return keras.Model(pixels, outputs)
+
+    def trainable(online=None):
+        return trainer.make_trainable(
+            network(2, seed=2),
+            learning_rate=0.1,
+            num_labeled=4 // replicas,
+            unlabeled_ratio=2.0,
+            online_teacher=online,
+        )
+
+    with strategy.scope():
+        answering = network(3, seed=1)
+        before = [np.asarray(weight) for weight in answering.weights]
+        model = trainable(
+            online_teacher.OnlineTeacher(
+                answering, num_labeled=4 // replicas, temperature=2.0
+            )
+        )
+        reference = trainable()
+    # Neither a checkpoint nor the optimizer knows the teacher.
+    known = {id(variable) for variable in model.variables}
+    assert not known & {id(weight) for weight in answering.weights}
+
+    # The same steps with the teacher's answers written into the targets.
+    logits = np.asarray(answering(teacher_images))
+    answers = online_teacher.teacher_targets(logits, temperature=2.0)
+    stored = np.where(targets.any(axis=1, keepdims=True), targets, answers)
+    for trained, x, y in (
+        (model, {"pixels": images, "teacher_pixels": teacher_images}, targets),
+        (reference, images, stored),
+    ):
+        dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)
+        trained.fit(dataset, epochs=3, verbose=0)
+    for a, b in zip(
+        model.network.weights, reference.network.weights, strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert (np.asarray(a) != 0).all()
+    for weight, old in zip(answering.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    ["cpu", pytest.param("mirrored", marks=pytest.mark.slow)],
+)
+def test_the_loop_with_an_online_teacher(
+    teacher, tmp_path, capsys, distribution
+):
+    workdir = tmp_path / "run"
+    flags = [
+        f"--workdir={workdir}",
+        "--train_steps=2",
+        "--online_teacher",
+        f"--init_from={teacher}",
+        "--notrain_teacher",
+        f"--distribution={distribution}",
+        "--eval_split=",
+    ]
+    assert run_main(*flags) == 0
+    assert not (workdir / "iteration_1" / "labels").exists()
+    phases = [record["phase"] for record in results(workdir)]
+    assert phases == ["teach", "distill"]
+    capsys.readouterr()
+    assert main.main(["main.py", f"--workdir={workdir}", "--mode=label"]) == 2
+    assert "--mode=distill" in capsys.readouterr().err
+
+
+# Pretraining, ratios
+
+
+def test_pretraining_shows_no_labeled_image(tmp_path):
+    run = digits_run(tmp_path, joint_training=False, students="b0,b0")
+    assert batches.batch_sizes(run, "distill", 1) == (0, 8)
+    assert batches.batch_sizes(run, "teach", 0) == (4, 0)
+    labels = run.label_store(1)
+    probs = np.zeros((run.unlabeled.num_examples, 10), np.float32)
+    probs[:, 3] = 1
+    bounds = np.cumsum((0, *run.unlabeled.shard_sizes))
+    for shard in range(len(run.unlabeled.shard_sizes)):
+        labels.write_probs(shard, probs[bounds[shard] : bounds[shard + 1]])
+    labels.write_copies(np.ones(len(probs), np.uint32), {})
+    student = batches.make_batches(run, "distill", 1)(0)
+    for images, targets in student.take(3):
+        assert images.shape == (8, 8, 8, 3)
+        assert (targets.numpy().argmax(axis=1) == 3).all()
+    model, _ = assembly.make_trainable(run, "distill", 1, num_labeled=50)
+    logs = model.fit(student, steps_per_epoch=1, verbose=0).history
+    assert set(logs) == {"loss", "unlabeled_loss", "unlabeled_agreement"}
+    assert logs["loss"] == pytest.approx(logs["unlabeled_loss"], rel=1e-5)
+
+
+def test_each_student_has_its_ratio(tmp_path):
+    run = digits_run(tmp_path, students="b0,b0,b0", unlabeled_ratio="1,1,2.5")
+    sizes = [run.unlabeled_batch_size(k) for k in range(4)]
+    assert sizes == [0, 4, 4, 10]
+    for iteration, ratio in ((1, 1.0), (3, 2.5)):
+        assert run.config.unlabeled_ratio_of(iteration) == ratio
+    with pytest.raises(UserError, match="2 values, but there are 3 students"):
+        Config(students="b0,b0,b0", unlabeled_ratio="1,2")
+    for wrong in ("", "0", "3,", "many", "nan", "-1"):
+        with pytest.raises(UserError, match="--unlabeled_ratio"):
+            Config(unlabeled_ratio=wrong)
+
+
+# Finetuning
+
+
+def test_finetuning_leaves_the_first_blocks_alone(teacher, tmp_path):
+    workdir = tmp_path / "run"
+    flags = [
+        f"--workdir={workdir}",
+        "--train_steps=50",
+        "--final_base_lr=auto",
+        "--base_lr=100",  # so that the end of the schedule moves the weights
+    ]
+    finetune = [
+        *flags, "--mode=finetune", f"--init_from={teacher}", "--image_size=12",
+        "--frozen_blocks=3", "--finetune_epochs=2", "--ema_decay=0",
+        "--eval_split=",
+    ]  # fmt: skip
+    assert run_main(*finetune) == 0
+    record = results(workdir)[0]
+    assert (record["phase"], record["iteration"]) == ("finetune", 0)
+    assert record["image_size"] == 12
+    assert record["steps"] == 5  # 2 * 50 / 20
+    before = keras.saving.load_model(teacher)
+    after = keras.saving.load_model(workdir / "iteration_0" / "finetuned.keras")
+    assert after.input_shape == (None, 12, 12, 3)
+    assert all(layer.trainable for layer in after.layers)
+    frozen = [
+        layer.name
+        for layers in (
+            efficientnet.stem_of(after),
+            *efficientnet.blocks_of(after)[:3],
+        )
+        for layer in layers
+    ]
+    assert "block3a_project_bn" in frozen and "block4a_bn" not in frozen
+    for layer in before.layers:
+        for old, new in zip(
+            layer.weights, after.get_layer(layer.name).weights, strict=True
+        ):
+            same = (np.asarray(old) == np.asarray(new)).all()
+            assert same == (layer.name in frozen), f"{layer.name} {new.name}"
+    # The rates are the last ones of the schedule.
+    lines = (workdir / "iteration_0" / "finetune" / "metrics.jsonl").read_text()
+    rates = [json.loads(line)["lr"] for line in lines.splitlines()]
+    schedule = assembly.make_schedule(
+        Config(**{**SETTINGS, "batch_size": 20, "train_steps": 50,
+                  "base_lr": 100.0, "final_base_lr": None}),
+        "teach", 50,
+    )  # fmt: skip
+    expected = [float(schedule(step)) for step in range(45, 50)]
+    # The rate is read after the step, where the next one applies.
+    np.testing.assert_allclose(rates[:-1], expected[1:], rtol=1e-6)
+
+
+def test_a_finetuned_model_takes_the_place_of_the_trained(teacher, tmp_path):
+    workdir = tmp_path / "run"
+    flags = [f"--workdir={workdir}", f"--init_from={teacher}"]
+    assert run_main(*flags, "--mode=teach", "--notrain_teacher") == 0
+    finetune = ["main.py", f"--workdir={workdir}", "--mode=finetune"]
+    bigger = [*finetune, "--image_size=10", "--batch_size=10"]
+    assert main.main(bigger) == 0
+    # The run itself goes on as it was set up.
+    recorded = command_line.read_flagfile(workdir / "run.flags")
+    assert (recorded["image_size"], recorded["batch_size"]) == (8, 20)
+    arguments = ["main.py", f"--workdir={workdir}", "--mode=evaluate"]
+    assert main.main(arguments) == 0
+    assert results(workdir)[-1]["image_size"] == 10
+    assert results(workdir)[-1]["top1"] == results(workdir)[-2]["top1"]
+    assert main.main(bigger) == 0
+    assert len(results(workdir)) == 3  # done already
+    assert main.main([*finetune, "--image_size=16", "--batch_size=10"]) == 2
+    assert main.main([*bigger, "--frozen_blocks=1"]) == 2
+
+
+def test_a_stopped_finetuning_ends_with_the_same_bits(
+    teacher, tmp_path, monkeypatch
+):
+    def weights(workdir):
+        path = workdir / "iteration_0" / "finetuned.keras"
+        return [np.asarray(w) for w in keras.saving.load_model(path).weights]
+
+    def finetune(workdir):
+        return run_main(
+            f"--workdir={workdir}", "--mode=finetune", "--image_size=10",
+            f"--init_from={teacher}", "--finetune_epochs=2",
+            "--checkpoint_minutes=0", "--eval_split=",
+            "--finetune_noise=crop,randaugment,dropout,stochastic_depth",
+        )  # fmt: skip
+
+    assert finetune(tmp_path / "whole") == 0
+
+    class Stop(Exception):
+        pass
+
+    on_end = trainer.Progress.on_train_batch_end
+
+    def stop_at_three(self, batch, logs=None):
+        on_end(self, batch, logs)
+        if self.step == 3:
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Progress, "on_train_batch_end", stop_at_three)
+        with pytest.raises(Stop):
+            finetune(tmp_path / "stopped")
+    assert finetune(tmp_path / "stopped") == 0
+    for a, b in zip(
+        weights(tmp_path / "whole"), weights(tmp_path / "stopped"), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frozen_blocks": 99}, "--frozen_blocks=99, but the network has 7"),
+        ({"finetune_epochs": 10.0}, "--finetune_epochs=10.0 is 125 steps"),
+    ],
+)
+def test_finetuning_that_cannot_be(teacher, tmp_path, changes, message):
+    run = digits_run(tmp_path, init_from=str(teacher), **changes)
+    with pytest.raises(UserError, match=message):
+        assembly.make_trainable(run, "finetune", 0, num_labeled=50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labeled_noise": "crop,blur"}, "--labeled_noise holds 'blur'"),
+        ({"train_teacher": False}, "--notrain_teacher needs"),
+        (
+            {"warm_start": True, "variant": "b0", "students": "b1"},
+            "--warm_start needs teacher and students of one variant",
+        ),
+    ],
+)
+def test_switches_that_contradict_each_other(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        digits_run(tmp_path, **changes)
+
+
+def test_settings_without_students_or_noise_are_read_back(tmp_path):
+    config = Config(students=None, labeled_noise=None, finetune_noise=None)
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    again = command_line.parse(
+        ["main.py", f"--flagfile={tmp_path / 'run.flags'}"]
+    )
+    assert again == config
