@@ -259,7 +259,14 @@ def _check_same(workdir, recorded, given):
 
 
 def _continues(name, old, new):
-    """Whether a list means the same for the students that there were."""
+    """Whether what was done stays true: more students, images to come."""
+    role = name.split("_")[0]
+    if name in (f"{role}_dir", f"{role}_split", f"{role}_tfrecords"):
+        given = (f"{role}_dir", f"{role}_tfrecords")
+        comes = not any(getattr(old, other) for other in given)
+        if role == "unlabeled":
+            return comes and not old.unlabeled_split and old.dataset != "digits"
+        return role == "eval" and comes and not old.dataset
     if name == "students":
         return not old.students or f"{new.students},".startswith(
             f"{old.students},"

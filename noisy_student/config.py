@@ -102,12 +102,8 @@ class Config:
         "Weights that the teacher starts from: an official checkpoint, a timm "
         ".safetensors, a .keras or .weights.h5.",
     )
-    train_teacher: bool = knob(
-        True, "Train the teacher; false: take --init_from as it is."
-    )
-    warm_start: bool = knob(
-        False, "Students start from their teacher's weights."
-    )
+    train_teacher: bool = knob(True, "False: take --init_from as it is.")
+    warm_start: bool = knob(False, "Students start at their teacher's weights.")
     variant: str = knob("b0", "EfficientNet of the teacher.", VARIANTS)
     students: str = knob(
         "b0", "Variants of the students, one per iteration: b0,b1."
@@ -248,6 +244,10 @@ class Config:
         "exact: the K surest of a class; official_bins: whole bins of 0.01, "
         "thinned by chance.",
         ("exact", "official_bins"),
+    )
+    selection_from: str | None = knob(
+        None,
+        "Folder of other labels of the same images, whose selection is taken.",
     )
     confidence_threshold: float = knob(
         0.3, "Drop images below it (section 3.2).", low=0, high=1

@@ -84,6 +84,7 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
             unlabeled_batch_size=unlabeled_size,
             num_unlabeled=num_unlabeled - len(skipped_unlabeled),
             num_replicas=run.num_replicas,
+            selected=not config.online_teacher,
         )
     )
     directory = workdir.iteration(iteration)

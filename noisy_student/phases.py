@@ -133,23 +133,26 @@ def select(run, iteration=None):
         "ceiling": config.confidence_ceiling,
     }
     images_per_class = None
-    if config.balance:
+    if config.balance and not config.selection_from:
         images_per_class = (
             config.images_per_class
             or selection.average_per_class(confidence, predicted_class, **rows)
         )
-    choose = {
-        "exact": selection.select,
-        "official_bins": selection.select_official_bins,
-    }[config.selection]
-    copies = choose(
-        confidence,
-        predicted_class,
-        **rows,
-        images_per_class=images_per_class,
-        duplicate=config.duplicate,
-        seed=run.seed(iteration, 3),
-    )
+    if config.selection_from:
+        copies = prerequisites.other_selection(run, labels)
+    else:
+        choose = {
+            "exact": selection.select,
+            "official_bins": selection.select_official_bins,
+        }[config.selection]
+        copies = choose(
+            confidence,
+            predicted_class,
+            **rows,
+            images_per_class=images_per_class,
+            duplicate=config.duplicate,
+            seed=run.seed(iteration, 3),
+        )
     if config.max_unlabeled:
         copies = selection.subsample(
             copies, config.max_unlabeled, seed=run.seed(iteration, 7)
@@ -159,6 +162,7 @@ def select(run, iteration=None):
         predicted_class,
         copies,
         threshold=config.confidence_threshold,
+        ceiling=config.confidence_ceiling,
         images_per_class=images_per_class,
         class_names=run.class_names,
     )

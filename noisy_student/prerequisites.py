@@ -8,8 +8,11 @@ missing, and the command that makes it.
 import json
 import shlex
 
+import numpy as np
+
 from noisy_student.errors import UserError
 from noisy_student.files import write_json
+from noisy_student.pseudo_labels.store import LabelStore
 
 # What decides a finetuning, beside the model and the pixels.
 FINETUNE_SETTINGS = (
@@ -138,6 +141,39 @@ def finished_labels(run, iteration):
             "lower it, or train a better teacher"
         )
     return labels
+
+
+def other_selection(run, labels):
+    """The copies that other labels of the same images were given.
+
+    The paper filters once, with the labels of a B0; later teachers label
+    again what it kept (official reassign.sh).
+
+    Args:
+        run: The `Run`.
+        labels: The `LabelStore` to select from.
+
+    Returns:
+        uint32 `(N,)`, 0 where there is no label now.
+    """
+    directory = run.config.selection_from
+    other = LabelStore(directory, labels.shard_sizes, labels.num_classes)
+    if other.read_selection() is None:
+        raise UserError(
+            f"--selection_from={directory} holds no selection: give the "
+            "labels folder of a run that has labeled"
+        )
+    sources = [
+        json.loads(store.manifest_path.read_text())["source"]["fingerprint"]
+        for store in (labels, other)
+    ]
+    if sources[0] != sources[1]:
+        raise UserError(
+            f"--selection_from={directory} is a selection of other images "
+            "than those of this run: give one of the same unlabeled images"
+        )
+    confidence, _ = labels.confidences()
+    return np.where(np.isnan(confidence), 0, other.copies()).astype(np.uint32)
 
 
 def manifest(run, iteration):

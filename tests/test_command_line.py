@@ -101,6 +101,44 @@ def test_another_evaluation_set_may_be_evaluated_on(made):
         parse(f"--workdir={made}", "--eval_dir=x")
 
 
+def test_images_may_come_after_the_teacher(tmp_path):
+    config = Config(workdir=str(tmp_path), labeled_dir="photos")
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    later = parse(
+        f"--workdir={tmp_path}", "--unlabeled_dir=more", "--eval_dir=eval"
+    )
+    assert (later.unlabeled_dir, later.eval_dir) == ("more", "eval")
+    config = Config(**{**vars(config), "unlabeled_dir": "more"})
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    with pytest.raises(UserError, match="--unlabeled_dir=more, not"):
+        parse(f"--workdir={tmp_path}", "--unlabeled_dir=others")
+
+
+def test_ratios_continue_with_the_students(tmp_path):
+    config = Config(
+        workdir=str(tmp_path), students="l2,l2", unlabeled_ratio="14,14"
+    )
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    more = [f"--workdir={tmp_path}", "--students=l2,l2,l2"]
+    assert (
+        parse(*more, "--unlabeled_ratio=14,14,28").unlabeled_ratio_of(3) == 28
+    )
+    with pytest.raises(UserError, match="unlabeled_ratio"):
+        parse(*more, "--unlabeled_ratio=14,28,28")
+
+
+def test_weights_are_evaluated_with_the_papers_settings():
+    config = parse("--mode=evaluate", "--init_from=x", "--eval_dir=val")
+    assert config.image_size is None and config.dataset is None
+    assert parse("--eval_dir=val").image_size == 128  # own_images.flags
+
+
 @pytest.mark.parametrize(
     ("argument", "named"),
     [

@@ -31,7 +31,7 @@ ALLOWED = {
         "training",
         "pseudo_labels",
     },
-    "prerequisites": set(),
+    "prerequisites": {"pseudo_labels"},
     "batches": {"data", "pseudo_labels"},
     "assembly": {"batches", "models", "training"},
     "predicting": {
@@ -59,6 +59,7 @@ ALLOWED = {
         "reporting",
         "run",
         "training",
+        "workdir",
     },
     "phases": {
         "data",

@@ -15,6 +15,7 @@ from noisy_student import assembly
 from noisy_student import batches
 from noisy_student import command_line
 from noisy_student import phases
+from noisy_student import prerequisites
 from noisy_student.config import NOISE
 from noisy_student.config import Config
 from noisy_student.errors import UserError
@@ -178,6 +179,15 @@ def write_model(run, iteration):
     network = assembly.build_network(run, iteration)
     run.workdir.save_model(network, run.workdir.trained_model(iteration))
     return network
+
+
+def store_probs(run, iteration, probs):
+    """Write the labels of all shards; the `LabelStore`."""
+    labels = run.label_store(iteration)
+    bounds = np.cumsum((0, *run.unlabeled.shard_sizes))
+    for shard in range(len(run.unlabeled.shard_sizes)):
+        labels.write_probs(shard, probs[bounds[shard] : bounds[shard + 1]])
+    return labels
 
 
 def test_a_noised_teacher_labels_otherwise_but_repeatably(teacher, tmp_path):
@@ -381,12 +391,9 @@ def test_pretraining_shows_no_labeled_image(tmp_path):
     run = digits_run(tmp_path, joint_training=False, students="b0,b0")
     assert batches.batch_sizes(run, "distill", 1) == (0, 8)
     assert batches.batch_sizes(run, "teach", 0) == (4, 0)
-    labels = run.label_store(1)
     probs = np.zeros((run.unlabeled.num_examples, 10), np.float32)
     probs[:, 3] = 1
-    bounds = np.cumsum((0, *run.unlabeled.shard_sizes))
-    for shard in range(len(run.unlabeled.shard_sizes)):
-        labels.write_probs(shard, probs[bounds[shard] : bounds[shard + 1]])
+    labels = store_probs(run, 1, probs)
     labels.write_copies(np.ones(len(probs), np.uint32), {})
     student = batches.make_batches(run, "distill", 1)(0)
     for images, targets in student.take(3):
@@ -409,6 +416,67 @@ def test_each_student_has_its_ratio(tmp_path):
     for wrong in ("", "0", "3,", "many", "nan", "-1"):
         with pytest.raises(UserError, match="--unlabeled_ratio"):
             Config(unlabeled_ratio=wrong)
+
+
+# Selection
+
+
+def test_a_selection_can_be_taken_from_other_labels(tmp_path):
+    run = digits_run(tmp_path, students="b0,b0")
+    count = run.unlabeled.num_examples
+    rng = np.random.default_rng(0)
+    for iteration in (1, 2):
+        probs = rng.dirichlet(np.full(10, 0.2), count).astype(np.float32)
+        probs[iteration] = np.nan  # an image that cannot be decoded
+        labels = store_probs(run, iteration, probs)
+        write_model(run, iteration - 1)
+        labels.begin(prerequisites.manifest(run, iteration))
+    phases.select(run, 1)
+    first = run.label_store(1).copies()
+    assert first.any() and first[1] == 0
+
+    taken = digits_run(
+        tmp_path,
+        students="b0,b0",
+        selection_from=str(run.label_store(1).directory),
+    )
+    phases.select(taken, 2)
+    copies = taken.label_store(2).copies()
+    assert copies[2] == 0  # without a label, whatever the first teacher said
+    rest = np.arange(count) != 2
+    np.testing.assert_array_equal(copies[rest], first[rest])
+
+    manifest = run.label_store(1).manifest_path
+    text = manifest.read_text()
+    manifest.write_text(text.replace(run.unlabeled.fingerprint, "other"))
+    with pytest.raises(UserError, match="a selection of other images"):
+        phases.select(taken, 2)
+    run.label_store(1).selection_path.unlink()
+    with pytest.raises(UserError, match="holds no selection"):
+        phases.select(taken, 2)
+
+
+@pytest.mark.parametrize("kind", ["exact", "official_bins"])
+def test_the_settings_of_a_selection_arrive(tmp_path, kind):
+    settings = {
+        "selection": kind,
+        "confidence_threshold": 0.4,
+        "confidence_ceiling": 0.8,
+        "images_per_class": 30,
+        "duplicate": False,
+        "max_unlabeled": 100,
+    }
+    run = digits_run(tmp_path, **settings)
+    rng = np.random.default_rng(0)
+    count = run.unlabeled.num_examples
+    labels = store_probs(run, 1, rng.dirichlet(np.full(10, 0.2), count))
+    phases.select(run, 1)
+    copies = labels.copies()
+    confidence, _ = labels.confidences()
+    chosen = confidence[copies > 0]
+    assert 0.4 <= chosen.min() and chosen.max() <= 0.8
+    assert copies.max() == 1 and copies.sum() == 100
+    assert labels.read_selection()["confidence_ceiling"] == 0.8
 
 
 # Finetuning
@@ -496,7 +564,7 @@ def test_a_stopped_finetuning_ends_with_the_same_bits(
             f"--workdir={workdir}", "--mode=finetune", "--image_size=10",
             f"--init_from={teacher}", "--finetune_epochs=2",
             "--checkpoint_minutes=0", "--eval_split=",
-            "--finetune_noise=crop,randaugment,dropout,stochastic_depth",
+            "--finetune_noise=crop,dropout,stochastic_depth",
         )  # fmt: skip
 
     assert finetune(tmp_path / "whole") == 0

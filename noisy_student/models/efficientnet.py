@@ -10,12 +10,17 @@ meet ours. What it does not do: load weights (`import_weights`), train.
 
 import dataclasses
 import math
+import sys
 
 import keras
 
 from noisy_student.models.stochastic_depth import Dropout
 from noisy_student.models.stochastic_depth import StochasticDepth
 from noisy_student.models.stochastic_depth import stochastic_depth_rates
+
+# Keras walks through a network by recursion, ten calls for each block: with
+# Python's limit of 1000, the 88 blocks of l2 fail in a notebook (measured).
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 10_000))
 
 # ImageNet's channel statistics on the 0..255 scale (official code, main.py).
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)

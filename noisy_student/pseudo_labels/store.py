@@ -122,6 +122,11 @@ class LabelStore:
             return None
         return json.loads(self.selection_path.read_text())
 
+    def copies(self):
+        """uint32 `(N,)`, how often each is shown, over all shards."""
+        shards = range(len(self.shard_sizes))
+        return np.concatenate([np.load(self.copies_path(s)) for s in shards])
+
     def num_selected(self):
         """Images in a pass over the selection, duplicates counted."""
         shards = range(len(self.shard_sizes))

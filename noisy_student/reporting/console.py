@@ -69,6 +69,7 @@ def training_summary(
     unlabeled_batch_size,
     num_unlabeled,
     num_replicas,
+    selected=True,
 ):
     """What an epoch is, and how often each image is seen.
 
@@ -82,6 +83,7 @@ def training_summary(
         unlabeled_batch_size: U, global; 0 for a teacher.
         num_unlabeled: Pseudo-labeled images in a pass, duplicates counted.
         num_replicas: Devices.
+        selected: Whether they were selected, or are all that there are.
 
     Returns:
         A few lines of text.
@@ -101,11 +103,11 @@ def training_summary(
         passes = _amount(steps * batch_size / num_labeled)
         lines.append(f"  {passes} passes over the {num_labeled} labeled images")
     if unlabeled_batch_size:
-        total = steps * unlabeled_batch_size / num_unlabeled
-        lines.append(
-            f"  {_amount(total)} passes over the {num_unlabeled} selected, "
-            "duplicates counted"
+        total = _amount(steps * unlabeled_batch_size / num_unlabeled)
+        kind = (
+            "selected, duplicates counted" if selected else "unlabeled images"
         )
+        lines.append(f"  {total} passes over the {num_unlabeled} {kind}")
     return "\n".join(lines)
 
 
@@ -116,10 +118,11 @@ def print_loaded(loaded):
         loaded: `import_weights.Loaded`, or None for fresh weights.
     """
     if loaded:
-        head = "" if loaded.head_replaced else " and the head kept"
-        print(f"  {loaded.num_tensors} weights from {loaded.kind}{head}")
+        print(f"  {loaded.num_tensors} weights from a file: {loaded.kind}")
         if loaded.head_replaced:
-            print("  the head is new: it has other classes than the file's")
+            print("  the head is new, for the file has other classes")
+        else:
+            print("  the head is the file's")
 
 
 def selection_summary(
@@ -130,6 +133,7 @@ def selection_summary(
     threshold,
     images_per_class,
     class_names,
+    ceiling=None,
 ):
     """The content of `selection.json`.
 
@@ -140,6 +144,7 @@ def selection_summary(
         threshold: Confidence that was needed.
         images_per_class: K, or None without balancing.
         class_names: Tuple of C names.
+        ceiling: Confidence that was not to be passed, or None.
 
     Returns:
         Dict.
@@ -157,8 +162,11 @@ def selection_summary(
     labeled = ~np.isnan(confidence)
     passed = np.zeros(len(confidence), bool)
     passed[labeled] = confidence[labeled] > threshold
+    if ceiling is not None:
+        passed &= confidence <= ceiling
     return {
         "confidence_threshold": threshold,
+        "confidence_ceiling": ceiling,
         "images_per_class": images_per_class,
         "num_images": len(confidence),
         "num_undecodable": int((~labeled).sum()),
@@ -181,18 +189,24 @@ def selection_text(summary):
     Returns:
         Text.
     """
-    threshold = summary["confidence_threshold"]
+    ceiling = summary["confidence_ceiling"]
     lines = [
         f"  {summary['num_above_threshold']} of {summary['num_images']} images "
-        f"have a confidence above {threshold}",
+        f"have a confidence above {summary['confidence_threshold']}"
+        + (f", up to {ceiling}" if ceiling is not None else ""),
     ]
+    kept = (
+        f"{summary['num_kept']} different images, "
+        f"{summary['num_selected']} with duplicates"
+    )
     per_class = summary["images_per_class"]
-    if per_class is not None:
-        above = [n for n in summary["above_threshold_per_class"]]
+    if per_class is None:
+        lines.append(f"  selected: {kept}")
+    else:
+        above = summary["above_threshold_per_class"]
         lines.append(
             f"  balanced to {per_class} a class (they had {min(above)} to "
-            f"{max(above)}): {summary['num_kept']} different images, "
-            f"{summary['num_selected']} with duplicates"
+            f"{max(above)}): {kept}"
         )
     empty = [
         name
