@@ -300,14 +300,6 @@ def test_teachers_of_the_studies_are_models_of_others(studies):
     assert num_teachers > 50
 
 
-def test_documented_python_is_python():
-    text = (REPOSITORY / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        compile(block, "README.md", "exec")
-
-
 def test_the_readme_was_read():
     assert any(page == "README.md" for page, _ in COMMANDS)
     assert len(RECIPES) >= 14
