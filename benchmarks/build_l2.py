@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the largest network takes to build and to run once, and its memory.
 
-    python benchmarks/build_l2.py
-    python benchmarks/build_l2.py --image_size=800
+    python -m benchmarks.build_l2
+    python -m benchmarks.build_l2 --image_size=800
 
 The network has random weights and is run as the labeling does it, compiled
 and un-noised, on one image of random pixels. The second run is the one

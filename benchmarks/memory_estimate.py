@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory that `--mode=plan` expects beside what training steps take.
 
-    python benchmarks/memory_estimate.py
+    python -m benchmarks.memory_estimate
 
 Each network is trained for three steps on the CPU, in a process of its own.
 Measured is the peak of the process's resident memory less what it held before

@@ -240,6 +240,8 @@ class _OrAuto(flags.ArgumentParser):
 
 def _check_same(workdir, recorded, given):
     """Refuse flags that contradict what the workdir was made with."""
+    if not any(workdir.glob("iteration_*")):
+        return  # nothing was made: a first command that failed may be mended
     old_config, new_config = Config(**recorded), Config(**{**recorded, **given})
     allowed = MODE_FLAGS.get(given.get("mode"), ())
     for field in dataclasses.fields(Config):

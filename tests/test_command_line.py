@@ -69,6 +69,7 @@ def made(tmp_path):
     (tmp_path / "run.flags").write_text(
         command_line.write_run_flags(config, "run.flags")
     )
+    (tmp_path / "iteration_0").mkdir()
     return tmp_path
 
 
@@ -101,7 +102,13 @@ def test_another_evaluation_set_may_be_evaluated_on(made):
         parse(f"--workdir={made}", "--eval_dir=x")
 
 
+def test_a_first_command_that_failed_may_be_mended(made):
+    (made / "iteration_0").rmdir()
+    assert parse(f"--workdir={made}", "--seed=4").seed == 4
+
+
 def test_images_may_come_after_the_teacher(tmp_path):
+    (tmp_path / "iteration_0").mkdir()
     config = Config(workdir=str(tmp_path), labeled_dir="photos")
     (tmp_path / "run.flags").write_text(
         command_line.write_run_flags(config, "run.flags")
@@ -119,6 +126,7 @@ def test_images_may_come_after_the_teacher(tmp_path):
 
 
 def test_ratios_continue_with_the_students(tmp_path):
+    (tmp_path / "iteration_0").mkdir()
     config = Config(
         workdir=str(tmp_path), students="l2,l2", unlabeled_ratio="14,14"
     )
