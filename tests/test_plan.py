@@ -139,7 +139,7 @@ def test_too_little_memory_names_the_model_and_a_batch_that_fits():
     (sentence,) = needs.shortages(plan)
     assert sentence.startswith("the student 1 needs 1.2 GB on each GPU")
     assert "--batch_size" in sentence and "\n" not in sentence
-    fit = int(re.search(r"(\d+) images in a step fit, not 120", sentence)[1])
+    fit = int(re.search(r"a step of (\d+) fits, not one of 120", sentence)[1])
     assert fit == 96
 
     def student(images):

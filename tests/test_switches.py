@@ -25,6 +25,7 @@ from noisy_student.run import open_run
 from noisy_student.training import distribution
 from noisy_student.training import online_teacher
 from noisy_student.training import trainer
+from noisy_student.training.checkpointing import Checkpoints
 
 SMOKE = REPOSITORY / "flags" / "smoke.flags"
 SETTINGS = {
@@ -382,6 +383,36 @@ def test_the_loop_with_an_online_teacher(
     capsys.readouterr()
     assert main.main(["main.py", f"--workdir={workdir}", "--mode=label"]) == 2
     assert "--mode=distill" in capsys.readouterr().err
+
+
+def test_a_noised_online_teacher_goes_on_with_the_same_bits(tmp_path):
+    run = digits_run(
+        tmp_path,
+        online_teacher=True,
+        teacher_noise="dropout,stochastic_depth",
+        unlabeled_noise=None,
+        labeled_noise=None,
+        dropout_rate=0.5,
+    )
+    write_model(run, 0)
+
+    def train(steps, checkpoints):
+        keras.backend.clear_session()
+        model, _ = assembly.make_trainable(run, "distill", 1, num_labeled=50)
+        trainer.fit(
+            model,
+            batches.make_batches(run, "distill", 1),
+            steps=steps,
+            checkpoints=Checkpoints(tmp_path / checkpoints),
+            checkpoint_minutes=100,
+            metrics_path=tmp_path / f"{checkpoints}.jsonl",
+        )
+        return [np.asarray(weight) for weight in model.network.weights]
+
+    whole = train(4, "whole")
+    train(2, "stopped")
+    for a, b in zip(whole, train(4, "stopped"), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # Pretraining, ratios

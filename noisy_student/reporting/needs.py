@@ -224,8 +224,8 @@ def _memory_shortage(training, plan):
     fit = int((available - (total - by_images)) / (by_images / images))
     if fit >= 1:
         advice = (
-            f"{fit * plan.num_devices:,} images in a step fit, not "
-            f"{training.images_per_step:,}: lower --batch_size or "
+            f"a step of {fit * plan.num_devices:,} fits, not one of "
+            f"{training.images_per_step:,} images: lower --batch_size or "
             "--unlabeled_ratio, or use more devices"
         )
     else:

@@ -53,8 +53,10 @@ class AveragedModel(keras.Model):
         super().__init__(**{"name": "averaged_model", **kwargs})
         self.network = network
         self.ema_decay = ema_decay
-        # A plain object, so that its weights are none of this model's.
+        # A plain object, so that its weights are none of this model's. Of a
+        # noised one a checkpoint needs the state of the noise.
         self.online_teacher = online_teacher
+        self.teacher_noise = online_teacher.noise if online_teacher else []
         # All replicas hold the same trained weights, so taking the first one's
         # average spares an all-reduce per variable and step. Of
         # BatchNormalization's statistics, which Keras keeps per replica, it

@@ -54,6 +54,8 @@ class OnlineTeacher:
 
     def __init__(self, network, *, num_labeled, **targets):
         self.network = network
+        weights = {id(weight) for weight in network.weights}
+        self.noise = [v for v in network.variables if id(v) not in weights]
         self.num_labeled = num_labeled
         self.targets = targets
 
