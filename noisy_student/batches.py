@@ -4,6 +4,8 @@
 Which images a phase shows, how many of each kind, and with what noise.
 """
 
+import tensorflow as tf
+
 from noisy_student.data import augmentation
 from noisy_student.data import pipelines
 from noisy_student.pseudo_labels.dataset import pseudo_labeled_examples
@@ -37,9 +39,14 @@ def make_batches(run, phase, iteration, skipped=(), skipped_unlabeled=()):
     if phase == "finetune":
         image_size = run.finetuning_size(iteration)
     online = phase == "distill" and config.online_teacher
-    teacher_augment = (
-        make_teacher_augment(run, iteration - 1) if online else None
-    )
+    teacher_augments = {}
+    if online:
+        size = run.workdir.image_size(iteration - 1)
+        teacher_augments = {
+            # Nobody asks about labeled images, but the rows must be alike.
+            "labeled": lambda image_bytes, seed: tf.zeros([size, size, 3]),
+            "unlabeled": make_teacher_augment(run, iteration - 1),
+        }
 
     def part(name, examples, batch_size, first_step):
         stream = pipelines.stream(
@@ -50,7 +57,7 @@ def make_batches(run, phase, iteration, skipped=(), skipped_unlabeled=()):
         )
         augment = make_augment(run, image_size, config.noise(name))
         return pipelines.Part(
-            examples, stream, augment, batch_size, teacher_augment
+            examples, stream, augment, batch_size, teacher_augments.get(name)
         )
 
     labeled_size, unlabeled_size = batch_sizes(run, phase, iteration)

@@ -62,7 +62,8 @@ def begin_finetuning(run, iteration):
     settings = {name: getattr(config, name) for name in FINETUNE_SETTINGS}
     settings["image_size"] = run.finetuning_size(iteration)
     path = run.workdir.finetuning(iteration) / "settings.json"
-    if not path.exists():
+    done = run.workdir.finetuned_model(iteration).exists()
+    if not done and not path.with_name("checkpoints").exists():
         write_json(path, settings)
         return
     for name, before in json.loads(path.read_text()).items():

@@ -45,6 +45,19 @@ def two_replicas():
     return strategy
 
 
+@pytest.fixture(scope="module")
+def few_blocks():
+    """Networks of the first three stages, for tests of what is around them.
+
+    Most of a command's time on tiny images is the tracing of the network.
+    """
+    from noisy_student.models import efficientnet
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(efficientnet, "STAGES", efficientnet.STAGES[:3])
+        yield
+
+
 def clean_view(image_size, crop="padded"):
     """How evaluation sees an image: no noise at all."""
     from noisy_student.data import augmentation

@@ -12,6 +12,8 @@ from PIL import Image
 import main
 from noisy_student import command_line
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
+
 SMOKE = REPOSITORY / "flags" / "smoke.flags"
 TINY = (
     "--train_steps=4",
@@ -79,7 +81,7 @@ def results(workdir):
 
 
 @pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
+def trained(few_blocks, photos, tmp_path_factory):
     """A workdir in which teach, label and distill were run one by one."""
     workdir = tmp_path_factory.mktemp("runs") / "photos"
     flags = [*folder_flags(photos), f"--workdir={workdir}"]

@@ -75,7 +75,7 @@ def _training_lines(training, plan):
         (
             "multiply-adds",
             _large(costs.multiply_adds, billion=1e8),
-            "for one image",
+            "for one image, the FLOPs of papers",
         ),
         ("steps", f"{training.steps:,}", _batch_text(training)),
     ]
