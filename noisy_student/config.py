@@ -3,8 +3,8 @@
 
 The defaults are the paper's ImageNet values, so a recipe in `flags/` lists
 only what differs. The flags of the command line are made from these fields
-(`command_line.py`), and only `phases.py` and `assembly.py` read them: all
-other modules take plain arguments.
+(`command_line.py`), and only the files beside this one read them: all
+modules in folders take plain arguments.
 """
 
 # No `from __future__ import annotations`: the flags need the real types.
