@@ -29,7 +29,7 @@ DATA_FLAGS = (
     "eval_dir",
     "eval_tfrecords",
 )
-# What may differ from the run when a mode reads the run's models alone.
+# What a mode may do otherwise than the run did so far.
 MODE_FLAGS = {
     "evaluate": ("eval_",),
     "finetune": (
@@ -38,6 +38,14 @@ MODE_FLAGS = {
         "base_lr",
         "finetune",
         "frozen_blocks",
+    ),
+    "select": (
+        "selection",
+        "confidence_",
+        "images_per_class",
+        "balance",
+        "duplicate",
+        "max_unlabeled",
     ),
     "plan": ("",),  # everything: it asks what would be
 }

@@ -95,8 +95,7 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
         model, loaded = assembly.make_trainable(
             run, phase, iteration, num_labeled=num_labeled
         )
-        if loaded:
-            console.print_loaded(loaded)
+        console.print_loaded(loaded)
         if steps:
             trainer.fit(
                 model,

@@ -125,6 +125,8 @@ def select(run, iteration=None):
     iteration = prerequisites.choose_iteration(run, iteration, "select")
     labels = run.label_store(iteration)
     prerequisites.check_complete(run, iteration)
+    prerequisites.check_not_begun(run, iteration)
+    run.begin()
     config = run.config
     confidence, predicted_class = labels.confidences()
     rows = {

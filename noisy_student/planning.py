@@ -146,29 +146,27 @@ def _costs(run, iteration, image_size, num_classes):
 
 def _images(config, role):
     """(`Images` or None, number of classes or None) of a role."""
+    error = None
     try:
         source = open_source(config, role)
-    except UserError:
-        source, missing = None, True
-    else:
-        missing = source is not None
+    except UserError as caught:
+        source, error = None, caught
     if source is not None:
         classes = len(source.class_names) if role != "unlabeled" else None
         return Images(source.name, source.num_examples), classes
-    known = None
     split = getattr(config, f"{role}_split")
-    if config.dataset and split and missing:
+    if error and config.dataset and split:
         known = tfds_source.known_split(
             config.dataset, split, data_dir=config.data_dir
         )
-    if known:
-        name = f"{config.dataset} {split}"
-        return Images(name, known[0], here=False), known[1]
-    if role == "unlabeled" and (missing or config.num_unlabeled):
+        if known:
+            name = f"{config.dataset} {split}"
+            return Images(name, known[0], here=False), known[1]
+    if role == "unlabeled" and (error or config.num_unlabeled):
         name = config.unlabeled_tfrecords or config.unlabeled_dir
         return Images(name or "to come", config.num_unlabeled, here=False), None
-    if missing:
-        open_source(config, role)  # says what is wrong with it
+    if error:
+        raise error
     return None, None
 
 

@@ -144,6 +144,18 @@ def finished_labels(run, iteration):
     return labels
 
 
+def check_not_begun(run, iteration):
+    """Refuse to select anew what a student has learned from already."""
+    directory = run.workdir.iteration(iteration)
+    begun = run.workdir.has_model(iteration)
+    if begun or (directory / "checkpoints").exists():
+        raise UserError(
+            f"student {iteration} in {run.workdir} has learned from its "
+            "selection already: select for the next one (--iteration), or in "
+            "another --workdir"
+        )
+
+
 def other_selection(run, labels):
     """The copies that other labels of the same images were given.
 

@@ -125,6 +125,21 @@ def test_images_may_come_after_the_teacher(tmp_path):
         parse(f"--workdir={tmp_path}", "--unlabeled_dir=others")
 
 
+def test_a_selection_may_be_made_anew_with_other_settings(made):
+    config = parse(
+        f"--workdir={made}",
+        "--mode=select",
+        "--confidence_threshold=0.5",
+        "--selection=official_bins",
+        "--nobalance",
+    )
+    assert (config.confidence_threshold, config.balance) == (0.5, False)
+    with pytest.raises(UserError, match="--seed"):
+        parse(f"--workdir={made}", "--mode=select", "--seed=9")
+    with pytest.raises(UserError, match="--confidence_threshold"):
+        parse(f"--workdir={made}", "--mode=label", "--confidence_threshold=0.5")
+
+
 def test_ratios_continue_with_the_students(tmp_path):
     (tmp_path / "iteration_0").mkdir()
     config = Config(
