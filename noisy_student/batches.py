@@ -109,7 +109,7 @@ def make_augment(run, image_size, noise):
     Args:
         run: The `Run`.
         image_size: Pixels.
-        noise: Set of `config.NOISE`.
+        noise: Set of `settings.NOISE`.
 
     Returns:
         Of `augmentation.make_augment`.

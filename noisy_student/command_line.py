@@ -15,9 +15,9 @@ import typing
 
 from absl import flags
 
-from noisy_student.config import MODES
 from noisy_student.config import Config
 from noisy_student.errors import UserError
+from noisy_student.settings import MODES
 
 RUN_FLAGS = "run.flags"
 RECIPES = pathlib.Path(__file__).resolve().parent.parent / "flags"

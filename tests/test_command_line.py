@@ -10,10 +10,10 @@ import pytest
 from conftest import REPOSITORY
 
 from noisy_student import command_line
-from noisy_student.config import VARIANTS
 from noisy_student.config import Config
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
+from noisy_student.settings import VARIANTS
 
 
 def parse(*arguments):

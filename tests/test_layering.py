@@ -19,8 +19,9 @@ ALLOWED = {
     "pseudo_labels": {"data"},
     "reporting": {"data"},
     "knobs": set(),
-    "config": {"knobs"},
-    "command_line": {"config"},
+    "settings": {"knobs"},
+    "config": {"knobs", "settings"},
+    "command_line": {"config", "settings"},
     "workdir": set(),
     "run": {
         "command_line",

@@ -16,12 +16,12 @@ from noisy_student import batches
 from noisy_student import command_line
 from noisy_student import phases
 from noisy_student import prerequisites
-from noisy_student.config import NOISE
 from noisy_student.config import Config
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import stochastic_depth
 from noisy_student.run import open_run
+from noisy_student.settings import NOISE
 from noisy_student.training import distribution
 from noisy_student.training import online_teacher
 from noisy_student.training import trainer
