@@ -133,6 +133,20 @@ def test_graphs_equal_eager(name):
         assert not any(wrong), f"{name}: wrong bytes {wrong}"
 
 
+@pytest.mark.parametrize("size", [(17, 31), (96, 64), (225, 224), (2, 3)])
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY"])
+def test_pixels_of_a_known_size_come_from_where_the_transform_says(name, size):
+    # Eagerly it is TensorFlow's transform, in a graph a table of positions.
+    image = noise(*size)
+    for magnitude in (0, 3, 10, 13.7, 30):
+        function = compiled(image.shape, name=name, magnitude=magnitude)
+        for sign in (1, -1):
+            expected = randaugment.apply_op(name, image, magnitude, sign=sign)
+            result = function(image, sign, [0, 0])
+            wrong = count_differences(result, expected.numpy())
+            assert not wrong, f"M = {magnitude}, sign {sign}: {wrong} bytes"
+
+
 def test_color_rounds_as_tensorflow_does():
     # Colors whose grey changes with the order in which a sum is taken.
     colors = [[11, 169, 99], [41, 208, 231], [67, 239, 82], [94, 116, 93]]
