@@ -9,10 +9,11 @@ Only the drawn operation is computed, with arithmetic over long rows where
 """
 
 import functools
-import math
 
 import numpy as np
 import tensorflow as tf
+
+from noisy_student.data import geometry
 
 OPS = tuple(
     "AutoContrast Equalize Invert Rotate Posterize Solarize Color Contrast "
@@ -21,8 +22,6 @@ OPS = tuple(
 )
 
 CONTRASTS = ("official", "corrected")
-
-_GREY = np.uint8(128)  # fills holes, and what comes in from outside
 
 
 def randaugment(
@@ -140,17 +139,17 @@ def apply_op(
         "AutoContrast": lambda: _auto_contrast(image),
         "Equalize": lambda: _equalize(image),
         "Invert": lambda: 255 - image,
-        "Rotate": lambda: _warp(image, _rotation, sign, degrees),
+        "Rotate": lambda: geometry.rotate(image, degrees, sign),
         "Posterize": lambda: _posterize(image, int(level * 4)),
         "Solarize": lambda: _solarize(image, int(level * 256)),
         "Color": lambda: _color(image, factor),
         "Contrast": lambda: blend_grey(image, factor),
         "Brightness": lambda: _blend(0.0, image, factor),
         "Sharpness": lambda: _sharpness(image, factor),
-        "ShearX": lambda: _warp(image, _shear_x, sign, shear),
-        "ShearY": lambda: _warp(image, _shear_y, sign, shear),
-        "TranslateX": lambda: _translate(image, pixels, sign, axis=1),
-        "TranslateY": lambda: _translate(image, pixels, sign, axis=0),
+        "ShearX": lambda: geometry.shear_x(image, shear, sign),
+        "ShearY": lambda: geometry.shear_y(image, shear, sign),
+        "TranslateX": lambda: geometry.translate(image, pixels, sign, axis=1),
+        "TranslateY": lambda: geometry.translate(image, pixels, sign, axis=0),
         "SolarizeAdd": lambda: _solarize_add(image, int(level * 110)),
         "Cutout": lambda: _cut_hole(image, hole, center),
     }
@@ -294,92 +293,12 @@ def _sharpness(image, factor):
     return tf.concat(sides, axis=1)
 
 
-def _warp(image, matrix_of, sign, amount):
-    """Fetch each pixel from where the matrix of `sign * amount` points."""
-    shape = image.shape[:2]
-    if tf.executing_eagerly() or not shape.is_fully_defined():
-        return _project(image, matrix_of(sign * amount, tf.shape(image)[:2]))
-    # Only two matrices can come, so where they point is known in advance, and
-    # fetching whole pixels costs a quarter of a transform (measured).
-    both = _sources_of_both(matrix_of, float(amount), *shape)
-    sources = both[tf.cast(sign > 0, tf.int32)]
-    pixels = tf.reshape(image, [-1, 3])
-    pixels = tf.concat([tf.fill([1, 3], _GREY), pixels], axis=0)
-    return tf.reshape(tf.gather_nd(pixels, sources), tf.shape(image))
-
-
-@functools.lru_cache(maxsize=64)
-def _sources_of_both(matrix_of, amount, height, width):
-    """Which pixel comes where for both signs, int32 `(2, H W, 1)`.
-
-    0 is a hole, 1 the first pixel. The transform itself says so, of an image
-    of such numbers, and so to the last rounding.
-    """
-    # Eager tensors of the host, which no graph needs to hold a copy of.
-    with tf.init_scope(), tf.device("CPU:0"):
-        numbers = tf.range(1, height * width + 1)
-        numbers = tf.reshape(numbers, [height, width, 1])
-        matrices = [
-            matrix_of(tf.constant(signed, tf.float32), [height, width])
-            for signed in (-amount, amount)
-        ]
-        both = [_project(numbers, matrix, fill=0) for matrix in matrices]
-        return tf.reshape(tf.stack(both), [2, height * width, 1])
-
-
-def _project(image, matrix, fill=_GREY):
-    """Fetch output (x, y) from the input's `matrix` (2, 3) times (x, y, 1)."""
-    flat = tf.reshape(tf.cast(tf.convert_to_tensor(matrix), tf.float32), [6])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[tf.newaxis],
-        transforms=tf.pad(flat, [[0, 2]])[tf.newaxis],
-        output_shape=tf.shape(image)[:2],
-        fill_value=float(fill),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )[0]
-
-
-def _shear_x(slope, size):
-    return [[1, slope, 0], [0, 1, 0]]
-
-
-def _shear_y(slope, size):
-    return [[1, 0, 0], [slope, 1, 0]]
-
-
-def _rotation(degrees, size):
-    """Turn about the middle; positive is counter-clockwise on the screen."""
-    radians = degrees * np.float32(math.pi / 180)
-    cos, sin = tf.cos(radians), tf.sin(radians)
-    turn = tf.stack([[cos, -sin], [sin, cos]])
-    corner = tf.cast(size[1::-1], tf.float32) - 1  # (x, y)
-    # As a matrix, because the optimizer factorizes a sum of two scalars.
-    offset = (corner - tf.reduce_sum(turn * corner, axis=1)) / 2
-    return tf.concat([turn, offset[:, tf.newaxis]], axis=1)
-
-
-def _translate(image, pixels, sign, axis):
-    """Fetch from `pixels` further down (axis 0) or right (axis 1), or back."""
-    pixels, size = np.float32(pixels), tf.shape(image)
-    if pixels % 1:
-        x, y = [sign * pixels if axis == a else 0.0 for a in (1, 0)]
-        return _project(image, [[1, 0, x], [0, 1, y]])
-    # Whole pixels, the usual case: a window of the image between fillings.
-    margin = tf.minimum(int(pixels), size[axis])
-    along = np.arange(3) == axis
-    filling = tf.fill(tf.where(along, margin, size), _GREY)
-    wide = tf.concat([filling, image, filling], axis)
-    begin = tf.where(along, margin + tf.cast(sign, tf.int32) * margin, 0)
-    return tf.slice(wide, begin, size)
-
-
 def _cut_hole(image, pad_size, center):
     """Fill the square of side `2 pad_size` around `center`."""
     row, column = tf.unstack(center)
     top, bottom = tf.maximum(row - pad_size, 0), row + pad_size
     left, right = tf.maximum(column - pad_size, 0), column + pad_size
     band = image[top:bottom]
-    hole = tf.fill(tf.shape(band[:, left:right]), _GREY)
+    hole = tf.fill(tf.shape(band[:, left:right]), geometry.GREY)
     band = tf.concat([band[:, :left], hole, band[:, right:]], axis=1)
     return tf.concat([image[:top], band, image[bottom:]], axis=0)
