@@ -5,6 +5,7 @@ Predictions are for labeling and for accuracy alike: of every image, in order,
 however many devices share the work.
 """
 
+import functools
 import json
 
 import keras
@@ -21,6 +22,7 @@ from noisy_student.models import import_weights
 from noisy_student.models import stochastic_depth
 from noisy_student.pseudo_labels import predict
 from noisy_student.reporting import console
+from noisy_student.training import distribution
 
 
 def labels_of(run, iteration, source, shards):
@@ -33,7 +35,7 @@ def labels_of(run, iteration, source, shards):
         shards: Their numbers.
 
     Yields:
-        Triples (shard, probs, labels) as `predict.predict_shard` gives them.
+        Triples (shard, probs, labels) as `predict.predict_shards` gives them.
     """
     if not shards:
         return
@@ -97,20 +99,20 @@ def _predict(run, network, augment, source, shards):
     with run.strategy.scope():
         predictor = predict.make_predictor(network)
     num_skipped = 0
-    for count, shard in enumerate(shards, start=1):
+    predictions = predict.predict_shards(
+        predictor,
+        source,
+        shards,
+        num_classes=run.num_classes,
+        image_size=network.input_shape[1],
+        augment=augment,
+        batch_size=_batch_size(run, source),
         # A noised teacher's draws depend on the shard, not on those before.
-        seed = run.seed(6, shard)
-        stochastic_depth.reseed_noise(network, seed)
-        probs, labels = predict.predict_shard(
-            predictor,
-            source,
-            shard,
-            num_classes=run.num_classes,
-            image_size=network.input_shape[1],
-            augment=augment,
-            batch_size=run.config.eval_batch_size,
-            seed=seed,
-        )
+        seed_of=lambda shard: run.seed(6, shard),
+        reseed=functools.partial(stochastic_depth.reseed_noise, network),
+        jit_compile=distribution.uses_xla(run.strategy),
+    )
+    for count, (shard, probs, labels) in enumerate(predictions, start=1):
         for row in np.flatnonzero(np.isnan(probs).any(axis=1)):
             console.warn_skipped(source.example_name(shard, int(row)))
             num_skipped += 1
@@ -118,6 +120,13 @@ def _predict(run, network, augment, source, shards):
         if len(shards) >= 10 and count % (len(shards) // 10) == 0:
             print(f"  {count} of {len(shards)} shards", flush=True)
     console.print_skipped(num_skipped, source.name)
+
+
+def _batch_size(run, source):
+    """Images in a batch: no more than the largest shard can fill."""
+    replicas = run.num_replicas
+    largest = -(-max(source.shard_sizes) // replicas) * replicas
+    return min(run.config.eval_batch_size, largest)
 
 
 def undecodable(run, role):

@@ -43,6 +43,7 @@ ALLOWED = {
         "models",
         "pseudo_labels",
         "reporting",
+        "training",
     },
     "learning": {
         "assembly",

@@ -7,6 +7,7 @@ import tensorflow as tf
 from conftest import clean_view
 
 from noisy_student.data import augmentation
+from noisy_student.data import inference
 from noisy_student.data import pipelines
 from noisy_student.data import sources
 
@@ -171,15 +172,13 @@ def test_replicas_that_cannot_share_are_refused(monkeypatch):
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
 def test_inference_keeps_order_and_loses_none(monkeypatch, batch_size):
     source = make_source(10, 7, monkeypatch)
-    batches = pipelines.inference(
-        source.open_shard(0),
-        source.load,
-        7,
+    batches = inference.batches(
+        source,
+        [0],
         image_size=8,
         augment=clean_view(8),
         batch_size=batch_size,
     )
-    assert len(batches) == -(-7 // batch_size)
     rows = []
     for batch in batches:
         assert batch["pixels"].shape == (batch_size, 8, 8, 3)
@@ -190,6 +189,26 @@ def test_inference_keeps_order_and_loses_none(monkeypatch, batch_size):
             if index >= 0:
                 rows.append((int(index), int(label), value))
     assert rows == [(i, i % 2, 10 + i) for i in range(7)]
+
+
+def test_inference_goes_through_shards_one_after_the_other(monkeypatch):
+    source = make_source(10, 40, monkeypatch, shard_size=18)
+    sizes = source.shard_sizes
+    assert sizes == (18, 18, 4)
+    batches = inference.batches(
+        source,
+        [2, 0],
+        image_size=8,
+        augment=clean_view(8),
+        batch_size=8,
+    )
+    rows = [batch["index"].numpy().tolist() for batch in batches]
+    assert rows == [
+        [0, 1, 2, 3, -1, -1, -1, -1],
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        [8, 9, 10, 11, 12, 13, 14, 15],
+        [16, 17, -1, -1, -1, -1, -1, -1],
+    ]
 
 
 @pytest.mark.parametrize("crop", ["resized", "padded"])

@@ -155,16 +155,17 @@ def test_predictions_stand_at_their_image(
     with strategy.scope():
         predictor = predict.make_predictor(brightness_network())
     row = 0
-    for shard, size in enumerate(source.shard_sizes):
-        probs, labels = predict.predict_shard(
-            predictor,
-            source,
-            shard,
-            num_classes=3,
-            image_size=8,
-            augment=clean_view(8),
-            batch_size=batch_size,
-        )
+    predictions = predict.predict_shards(
+        predictor,
+        source,
+        range(len(source.shard_sizes)),
+        num_classes=3,
+        image_size=8,
+        augment=clean_view(8),
+        batch_size=batch_size,
+    )
+    for shard, probs, labels in predictions:
+        size = source.shard_sizes[shard]
         assert probs.shape == (size, 3) and labels.shape == (size,)
         for k in range(size):
             if row in (3, 16):
@@ -182,10 +183,10 @@ def test_predictions_stand_at_their_image(
 def test_a_shard_without_any_image_is_no_error():
     source = make_source([b"no image", b""])
     predictor = predict.make_predictor(brightness_network())
-    probs, labels = predict.predict_shard(
+    ((_, probs, labels),) = predict.predict_shards(
         predictor,
         source,
-        0,
+        [0],
         num_classes=3,
         image_size=8,
         augment=clean_view(8),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded images to batches: labeled, mixed, and for inference.
+"""From encoded images to batches for training: labeled, and mixed.
 
 Every random draw is a function of (seed, epoch, position in the epoch): the
 order of epoch e and the noise of its k-th image are the same however the run
@@ -185,7 +185,7 @@ def labeled(part):
     Returns:
         Dataset of (images uint8 `(B, S, S, 3)`, targets float32 `(B, C)`).
     """
-    return _finish(_batches(part, part.batch_size))
+    return finish(_batches(part, part.batch_size))
 
 
 def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
@@ -233,7 +233,7 @@ def mixed(labeled_part, unlabeled_part, *, num_replicas=1):
     ).map(concatenate)
     if num_replicas > 1:
         batches = batches.batch(num_replicas, drop_remainder=True).map(merge)
-    return _finish(batches)
+    return finish(batches)
 
 
 def _concatenate(*rows):
@@ -241,64 +241,6 @@ def _concatenate(*rows):
     if len({row.dtype for row in rows}) > 1:
         rows = [tf.cast(row, tf.float32) for row in rows]
     return tf.concat(rows, axis=0)
-
-
-def inference(
-    examples, load, num_examples, *, image_size, augment, batch_size, seed=0
-):
-    """Batches of images in their order, none lost, all of one size.
-
-    Args:
-        examples: Dataset of (reference, label): a shard.
-        load: Function from a reference to the encoded image.
-        num_examples: How many examples there are.
-        image_size: S in pixels.
-        augment: Of `augmentation.make_augment`, normally without any noise.
-        batch_size: N; what is left of the last batch is filled up.
-        seed: Integer, for a teacher whose images are disturbed.
-
-    Returns:
-        Dataset of `ceil(num_examples / N)` dicts: `index` int64 `(N,)`, the
-        row in the shard, -1 for filling; `label` int64 `(N,)`; `pixels`
-        float32 `(N, S, S, 3)`. The index of an image that cannot be decoded
-        appears nowhere.
-    """
-
-    def prepare(index, example):
-        reference, label = example
-        image_seed = tf.stack([tf.constant(seed, tf.int64), index])
-        pixels = tf.cast(augment(load(reference), image_seed), tf.float32)
-        return {"index": index, "label": label, "pixels": pixels}
-
-    # Errors are ignored in the decoding of a few images at a time, not in the
-    # reading of the shard: there the same error would come again for ever.
-    def decodable(indices, examples):
-        numbered = tf.data.Dataset.from_tensor_slices((indices, examples))
-        return numbered.map(prepare).ignore_errors()
-
-    filling = tf.data.Dataset.from_tensors(
-        {
-            "index": tf.constant(-1, tf.int64),
-            "label": tf.constant(-1, tf.int64),
-            "pixels": tf.zeros([image_size, image_size, 3]),
-        }
-    ).repeat()
-    num_batches = -(-num_examples // batch_size)
-    batches = (
-        examples.enumerate()
-        .batch(16)
-        .interleave(
-            decodable,
-            cycle_length=CYCLE_LENGTH,
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        .concatenate(filling)
-        .batch(batch_size, drop_remainder=True)
-        .take(num_batches)
-        .apply(tf.data.experimental.assert_cardinality(num_batches))
-    )
-    return _finish(batches)
 
 
 def _batches(part, batch_size):
@@ -320,7 +262,8 @@ def _batches(part, batch_size):
     return images.batch(batch_size, drop_remainder=True)
 
 
-def _finish(batches):
+def finish(batches):
+    """Prefetch batches, in the same order always and for all replicas."""
     options = tf.data.Options()
     options.deterministic = True
     # One host feeds all replicas: there are no files to share out.

@@ -3,8 +3,9 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from noisy_student.data import pipelines
+from noisy_student.data import inference
 
 
 def make_predictor(network):
@@ -17,7 +18,7 @@ def make_predictor(network):
         network: A `keras.Model` from pixels to logits `(N, C)`.
 
     Returns:
-        A `keras.Model` on the dicts of `pipelines.inference`, returning a dict
+        A `keras.Model` on the dicts of `inference.batches`, returning a dict
         of `index` and `label`, int64 `(N,)`, and `probs`, float32 `(N, C)`.
     """
     pixels = keras.Input(network.input_shape[1:], name="pixels")
@@ -31,49 +32,109 @@ def make_predictor(network):
     )
 
 
-def predict_shard(
+def predict_shards(
     predictor,
     source,
-    shard,
+    shards,
     *,
     num_classes,
     image_size,
     augment,
     batch_size,
-    seed=0,
+    seed_of=lambda shard: 0,
+    reseed=None,
+    jit_compile=False,
 ):
-    """Predict every image of a shard.
+    """Predict every image of some shards, one shard after the other.
+
+    Memory does not grow with the number of images: what has been yielded is
+    forgotten.
 
     Args:
         predictor: Of `make_predictor`.
         source: A `Source`.
-        shard: Its number.
+        shards: Their numbers.
         num_classes: C.
         image_size: S in pixels.
-        augment: As in `pipelines.inference`.
+        augment: As in `inference.batches`.
         batch_size: N, a multiple of the number of replicas.
-        seed: As in `pipelines.inference`.
+        seed_of: Function from a shard's number to the seed of its images.
+        reseed: Function of that seed, called before a shard is predicted: for
+            a network that draws.
+        jit_compile: Whether to compile the network with XLA.
 
-    Returns:
-        Pair of float32 `(N_i, C)` probabilities, row k for the k-th image, NaN
-        where the image could not be decoded, and int64 `(N_i,)` labels, -1
-        where there is none.
+    Yields:
+        Triples (shard; float32 `(N_i, C)` probabilities, row k for the k-th
+        image, NaN where the image could not be decoded; int64 `(N_i,)`
+        labels, -1 where there is none).
     """
-    num_examples = source.shard_sizes[shard]
-    batches = pipelines.inference(
-        source.open_shard(shard),
-        source.load,
-        num_examples,
+    batches = inference.batches(
+        source,
+        shards,
         image_size=image_size,
         augment=augment,
         batch_size=batch_size,
-        seed=seed,
+        seeds=[seed_of(shard) for shard in shards],
     )
-    outputs = predictor.predict(batches, verbose=0)
-    probs = np.full((num_examples, num_classes), np.nan, np.float32)
-    labels = np.full(num_examples, -1, np.int64)
-    real = outputs["index"] >= 0
-    rows = outputs["index"][real]
-    probs[rows] = outputs["probs"][real]
-    labels[rows] = outputs["label"][real]
-    return probs, labels
+    strategy = predictor.distribute_strategy
+    batches = strategy.experimental_distribute_dataset(batches)
+    predict_batch = _predict_function(predictor, strategy, jit_compile)
+
+    def outputs():
+        iterator = iter(batches)
+        for shard in shards:
+            if reseed:
+                reseed(seed_of(shard))
+            size = source.shard_sizes[shard]
+            for _ in range(inference.num_batches(size, batch_size)):
+                yield predict_batch(next(iterator))
+
+    ahead = _one_ahead(outputs())
+    for shard in shards:
+        size = source.shard_sizes[shard]
+        probs = np.full((size, num_classes), np.nan, np.float32)
+        labels = np.full(size, -1, np.int64)
+        for _ in range(inference.num_batches(size, batch_size)):
+            output = {key: np.asarray(v) for key, v in next(ahead).items()}
+            real = output["index"] >= 0
+            rows = output["index"][real]
+            probs[rows] = output["probs"][real]
+            labels[rows] = output["label"][real]
+        yield shard, probs, labels
+
+
+def _predict_function(predictor, strategy, jit_compile):
+    """Function from a distributed batch to what all replicas answer.
+
+    Keras's own `predict` opens the data anew at each call, and keeps what it
+    has answered until the end.
+    """
+    answer = tf.function(
+        lambda batch: predictor(batch, training=False), jit_compile=jit_compile
+    )
+
+    def concatenate(rows):
+        return tf.concat(strategy.experimental_local_results(rows), axis=0)
+
+    @tf.function
+    def predict_batch(batch):
+        answers = strategy.run(answer, args=(batch,))
+        return {name: concatenate(rows) for name, rows in answers.items()}
+
+    return predict_batch
+
+
+def _one_ahead(items):
+    """Ask for an item before the one that came last is given away.
+
+    So an accelerator has a batch to work on while the host reads the answers
+    to another.
+    """
+    nothing = object()
+    last = nothing
+    for item in items:
+        if last is not nothing:
+            yield last
+        last = item
+    if last is not nothing:
+        yield last
