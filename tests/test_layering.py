@@ -57,6 +57,7 @@ ALLOWED = {
         "batches",
         "data",
         "models",
+        "pseudo_labels",
         "reporting",
         "run",
         "training",
