@@ -12,6 +12,8 @@ rows, 130,000 at 100 million: some classes have more, others less. Bytes a row
 are the peak of the process beyond what Python and NumPy take, so those of
 the arguments (float32 and uint16: 6) and of the result (uint32: 4) count.
 
+`from_files` is the whole of `--mode=select`: read, select, count, write.
+
 Needs Linux, and matplotlib for the plot (requirements-bench.txt).
 """
 
@@ -20,11 +22,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 
 from noisy_student.pseudo_labels import selection
+from noisy_student.pseudo_labels.rows import top_dtype
+from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.reporting import console
 
 NUM_CLASSES = 1000
@@ -67,9 +72,8 @@ def functions(count):
         half = int(np.count_nonzero(copies)) // 2
         return lambda: selection.subsample(copies, half, seed=0)
 
-    def summary(confidence, classes):
-        copies = selection.select(confidence, classes, **balanced)
-        return lambda: console.selection_summary(
+    def summarize(confidence, classes, copies):
+        return console.selection_summary(
             confidence,
             classes,
             copies,
@@ -77,6 +81,28 @@ def functions(count):
             images_per_class=balanced["images_per_class"],
             class_names=tuple(map(str, range(NUM_CLASSES))),
         )
+
+    def summary(*rows):
+        copies = selection.select(*rows, **balanced)
+        return lambda: summarize(*rows, copies)
+
+    def from_files(confidence, classes):
+        folder = tempfile.TemporaryDirectory()
+        size = max(count // 100, 1)
+        labels = LabelStore(folder.name, (size,) * (count // size), NUM_CLASSES)
+        for shard, start in enumerate(range(0, count, size)):
+            part = slice(start, start + size)
+            top = np.empty(size, top_dtype(NUM_CLASSES))
+            top["confidence"], top["class"] = confidence[part], classes[part]
+            np.save(labels.top_path(shard), top)
+
+        def phase():
+            rows = labels.confidences()
+            copies = selection.select(*rows, **balanced)
+            labels.write_copies(copies, summarize(*rows, copies))
+            folder.cleanup()
+
+        return phase
 
     return {
         "select": lambda *x: lambda: selection.select(*x, **balanced),
@@ -88,6 +114,7 @@ def functions(count):
         ),
         "subsample": subsample,
         "selection_summary": summary,
+        "from_files": from_files,
     }
 
 
@@ -99,19 +126,21 @@ def measure(name, count):
         count: N.
 
     Returns:
-        Dict of `function`, `rows`, `seconds` and `bytes_a_row`.
+        Dict of `function`, `rows`, `seconds`, `cpu_seconds` and `bytes_a_row`.
     """
     # Once on a few rows, for what NumPy loads when it is first needed.
     functions(1000)[name](*made_up_rows(1000))()
     before = resident("VmRSS")
     function = functions(count)[name](*made_up_rows(count))
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     function()
     seconds = time.perf_counter() - started
+    worked = time.process_time() - worked
     return {
         "function": name,
         "rows": count,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(worked, 2),
         "bytes_a_row": round((resident("VmHWM") - before) / count, 1),
     }
 
@@ -141,15 +170,16 @@ def in_a_fresh_process(name, count):
 
 
 def plot(records, path):
-    """Draw seconds over rows, both logarithmic, and bytes a row below."""
+    """Draw CPU seconds over rows, both logarithmic, and bytes a row below."""
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not outlines
     matplotlib.rcParams["svg.hashsalt"] = "noisy-student"  # the same each time
     from matplotlib import pyplot
 
     rows = np.array([record["rows"] for record in records]) / 1e6
-    seconds = np.array([record["seconds"] for record in records])
+    seconds = np.array([record["cpu_seconds"] for record in records])
     size = [record["bytes_a_row"] for record in records]
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(6, 5), sharex=True, height_ratios=(2, 1)
@@ -160,9 +190,9 @@ def plot(records, path):
         seconds[-1] / rows[-1] * rows,
         "--",
         color="gray",
-        label=f"linear: {seconds[-1] / rows[-1]:.2f} s a million rows",
+        label=f"slope 1: {seconds[-1] / rows[-1]:.2f} s a million rows",
     )
-    above.set_ylabel("seconds on one core")
+    above.set_ylabel("CPU seconds, one core")
     above.set_title("Filter and balance 1000 classes, exact top K")
     above.legend()
     below.semilogx(rows, size, "o-")
@@ -200,17 +230,16 @@ def main():
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         print(json.dumps(measure(arguments.function, counts[0])))
         return
-    print(
-        f"{'function':<22}{'million rows':>13}{'seconds':>9}{'bytes/row':>11}"
-    )
+    titles = ("million rows", "seconds", "CPU s", "B a row")
+    print(f"{'function':<22}" + "".join(f"{title:>13}" for title in titles))
     records = []
     for name in names if arguments.function == "all" else [arguments.function]:
         for count in counts:
             record = in_a_fresh_process(name, count)
             records.append(record)
             print(
-                f"{name:<22}{count / 1e6:>13g}{record['seconds']:>9.2f}"
-                f"{record['bytes_a_row']:>11.1f}",
+                f"{name:<22}{count / 1e6:>13g}{record['seconds']:>13.2f}"
+                f"{record['cpu_seconds']:>13.2f}{record['bytes_a_row']:>13.1f}",
                 flush=True,
             )
     print(json.dumps(records))
