@@ -11,7 +11,8 @@ a student does, one row at a time through tf.data. Files are taken out of the
 page cache before they are read.
 
 `--labeling` labels more and more images with a small network, in a process
-each, and prints the peak of their memory.
+each, and prints the peak of their memory, and what a shard of few images costs
+that are hardly any work.
 
 Needs Linux. What is written goes to --directory and is deleted.
 """
@@ -47,10 +48,10 @@ def main():
     parser.add_argument("--top_k", default="1,5,10", help="A list of k.")
     parser.add_argument("--directory", help="On the disk that is meant.")
     parser.add_argument("--labeling", action="store_true")
-    parser.add_argument("--label", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--label", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.label:
-        print(json.dumps(label(arguments.label, arguments.num_classes)))
+        print(json.dumps(label(*arguments.label, arguments.num_classes)))
     elif arguments.labeling:
         labeling(arguments.num_classes)
     else:
@@ -157,20 +158,27 @@ def evict(folder):
 
 def labeling(num_classes):
     """Print the peak memory of labeling ever more images."""
-    for num_shards in (2, 20, 100):
+    for num_shards, size in ((2, 512), (20, 512), (100, 512), (50, 8)):
         command = [sys.executable, "-m", "benchmarks.label_store"]
-        command += [f"--label={num_shards}", f"--num_classes={num_classes}"]
+        command += [f"--num_classes={num_classes}"]
+        command += ["--label", str(num_shards), str(size)]
         done = subprocess.run(
             command, check=True, capture_output=True, text=True
         )
         print(done.stdout.strip().splitlines()[-1], flush=True)
 
 
-def label(num_shards, num_classes):
-    """Label shards of 512 small images in this process.
+def label(num_shards, size, num_classes):
+    """Label shards of small images in this process.
+
+    Args:
+        num_shards: How many.
+        size: Images in each.
+        num_classes: C.
 
     Returns:
-        Dict of `images`, `peak` and, after the first shard, `beyond`: bytes.
+        Dict of `shards`, `images`, `peak` and, after the first shard,
+        `beyond` it, in bytes, and `seconds_a_shard`.
     """
     import keras
     import tensorflow as tf
@@ -184,7 +192,8 @@ def label(num_shards, num_classes):
     network = keras.Model(pixels, keras.layers.Dense(num_classes)(mean))
     predictor = predict.make_predictor(network)
     image = tf.io.encode_png(np.zeros((32, 32, 3), np.uint8)).numpy()
-    count = num_shards * sources.IMAGES_PER_SHARD
+    sources.IMAGES_PER_SHARD = size
+    count = num_shards * size
     source = sources.source_in_memory(
         name="made up",
         class_names=(),
@@ -211,9 +220,16 @@ def label(num_shards, num_classes):
             )
             labels.write_probs(shard, probs)
             if shard == 0:
-                first = resident("VmHWM")
+                first, started = resident("VmHWM"), time.perf_counter()
+    seconds = time.perf_counter() - started
     peak = resident("VmHWM")
-    return {"images": count, "peak": peak, "beyond": peak - first}
+    return {
+        "shards": num_shards,
+        "images": count,
+        "peak": peak,
+        "beyond": peak - first,
+        "seconds_a_shard": round(seconds / (num_shards - 1), 3),
+    }
 
 
 def resident(field):
