@@ -141,7 +141,7 @@ def select(run, iteration=None):
             or selection.average_per_class(confidence, predicted_class, **rows)
         )
     if config.selection_from:
-        copies = prerequisites.other_selection(run, labels)
+        copies = prerequisites.other_selection(run, labels, confidence)
     else:
         choose = {
             "exact": selection.select,

@@ -15,6 +15,7 @@ from noisy_student import batches
 from noisy_student.data import tfds_source
 from noisy_student.errors import UserError
 from noisy_student.models import accounting
+from noisy_student.pseudo_labels.rows import bytes_per_image
 from noisy_student.reporting.needs import Images
 from noisy_student.reporting.needs import Plan
 from noisy_student.reporting.needs import Training
@@ -86,6 +87,7 @@ def make_plan(config):
         evaluation=evaluation,
         trainings=tuple(_trainings(run, labeled, unlabeled, num_classes)),
         num_labelings=0 if config.online_teacher else len(students),
+        label_bytes=bytes_per_image(num_classes, config.label_top_k),
         device=device.upper(),
         num_devices=config.plan_devices or num_devices,
         device_memory=memory,

@@ -156,7 +156,7 @@ def check_not_begun(run, iteration):
         )
 
 
-def other_selection(run, labels):
+def other_selection(run, labels, confidence):
     """The copies that other labels of the same images were given.
 
     The paper filters once, with the labels of a B0; later teachers label
@@ -165,6 +165,7 @@ def other_selection(run, labels):
     Args:
         run: The `Run`.
         labels: The `LabelStore` to select from.
+        confidence: float `(N,)` of its `confidences`.
 
     Returns:
         uint32 `(N,)`, 0 where there is no label now.
@@ -185,8 +186,9 @@ def other_selection(run, labels):
             f"--selection_from={directory} is a selection of other images "
             "than those of this run: give one of the same unlabeled images"
         )
-    confidence, _ = labels.confidences()
-    return np.where(np.isnan(confidence), 0, other.copies()).astype(np.uint32)
+    copies = other.copies()
+    copies[np.isnan(confidence)] = 0
+    return copies
 
 
 def manifest(run, iteration):
@@ -206,4 +208,5 @@ def manifest(run, iteration):
         "classes": list(run.class_names),
         "crop": run.config.crop,
         "teacher_noise": sorted(noise),
+        "label_top_k": run.label_store(iteration).top_k,
     }

@@ -91,6 +91,7 @@ class Run:
             self.workdir.labels(iteration),
             self.unlabeled.shard_sizes,
             self.num_classes,
+            self.config.label_top_k,
         )
 
     def begin(self):

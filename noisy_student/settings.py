@@ -248,6 +248,12 @@ class LabelSettings:
     temperature: float = knob(
         1.0, "Softens (> 1) or sharpens soft labels.", low=0.01
     )
+    label_top_k: int | None = knob(
+        None,
+        "Classes whose probability is stored with an image, the highest; auto: "
+        "all.",
+        low=1,
+    )
     online_teacher: bool = knob(
         False, "The teacher labels in the student's step, without selection."
     )

@@ -106,6 +106,7 @@ def test_phases_leave_what_the_design_says(trained):
         "iteration_1/model.keras",
         "iteration_1/labels/manifest.json",
         "iteration_1/labels/probs-00000-of-00001.npy",
+        "iteration_1/labels/top-00000-of-00001.npy",
         "iteration_1/labels/copies-00000-of-00001.npy",
         "iteration_1/labels/selection.json",
     ):

@@ -58,6 +58,7 @@ ALLOWED = {
         "batches",
         "data",
         "models",
+        "pseudo_labels",
         "reporting",
         "run",
         "training",

@@ -41,6 +41,7 @@ PLAN = Plan(
     evaluation=None,
     trainings=(TEACHER, STUDENT),
     num_labelings=1,
+    label_bytes=24,
     device="GPU",
     num_devices=2,
     device_memory=10_000_000_000,
@@ -88,7 +89,7 @@ def test_devices_share_a_batch_and_the_larger_part_counts():
 
 def test_disk():
     found = needs.disk_needs(PLAN)
-    assert found["labels"] == 48_500 * (10 * 2 + 4)
+    assert found["labels"] == 48_500 * 24
     checkpoint = 4 * (4 * 1_000_000 + 2 * 20_000)
     # Two of each model stay, and one more is being written.
     assert found["checkpoints"] == 5 * checkpoint

@@ -9,6 +9,7 @@ from noisy_student import command_line
 from noisy_student import planning
 from noisy_student.config import Config
 from noisy_student.errors import UserError
+from noisy_student.reporting.needs import disk_needs
 from noisy_student.reporting.needs import shortages
 
 RECIPES = sorted((REPOSITORY / "flags").glob("*.flags"))
@@ -59,6 +60,18 @@ def test_the_papers_chain():
     assert plan.unlabeled.count == 300_000_000
     assert plan.num_labelings == 3
     assert plan.device_memory is None
+
+
+def test_labels_of_a_few_classes_need_less_disk():
+    # float16 for each class; or float16 and uint16 for three of them; and
+    # float16 and uint16 for the top one, uint32 for the copies.
+    for top_k, expected in (
+        (None, 2 * 1000 + 4 + 4),
+        (1000, 2 * 1000 + 4 + 4),
+        (3, 3 * 4 + 4 + 4),
+    ):
+        plan = plan_of("imagenet_l2", label_top_k=top_k)
+        assert disk_needs(plan)["labels"] == 300_000_000 * expected
 
 
 def test_a_machine_that_is_large_enough_holds_it():

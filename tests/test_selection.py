@@ -2,13 +2,16 @@
 """Filter and balance: exact counts, and the surest images first."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from conftest import BUNDLED
 
 from noisy_student.errors import UserError
+from noisy_student.pseudo_labels import grouping
 from noisy_student.pseudo_labels import selection
+from noisy_student.reporting import console
 
 GOLDEN_CASES = ("upsample", "no_upsample", "high_min_threshold")
 NEVER_UP, ALWAYS_UP = 1.0, 0.0  # draws, which are compared with the fraction
@@ -407,3 +410,199 @@ def test_nothing_to_select(images_per_class):
 def test_impossible_bins(settings, message):
     with pytest.raises(UserError, match=message):
         select_official([0.5], [0], **settings)
+
+
+def select_by_sorting_all(
+    confidence,
+    classes,
+    num_classes,
+    threshold,
+    images_per_class,
+    seed,
+    ceiling,
+    duplicate,
+):
+    """`select` in a few lines, at 40 bytes a row."""
+    passes = confidence > threshold
+    if ceiling is not None:
+        passes &= confidence <= ceiling
+    kept = np.flatnonzero(passes)
+    copies = np.zeros(len(confidence), np.uint32)
+    if images_per_class is None:
+        copies[kept] = 1
+        return copies
+    kept = kept[np.lexsort((-confidence[kept], classes[kept]))]
+    rng = np.random.default_rng(seed)
+    for k in range(num_classes):
+        rows = kept[classes[kept] == k][:images_per_class]
+        if len(rows):
+            times, remainder = divmod(images_per_class, len(rows))
+            copies[rows] = times if duplicate else 1
+            if duplicate:
+                copies[rng.choice(rows, remainder, replace=False)] += 1
+    return copies
+
+
+def official_bins_at_once(
+    confidence,
+    classes,
+    num_classes,
+    threshold,
+    images_per_class,
+    seed,
+    ceiling,
+    duplicate,
+):
+    """`select_official_bins` in a few lines, from the thresholds on."""
+    lowest, count = selection.official_thresholds(
+        confidence,
+        classes,
+        num_classes=num_classes,
+        threshold=threshold,
+        images_per_class=images_per_class,
+        ceiling=ceiling,
+    )
+    passes = confidence.astype(np.float64) >= lowest[classes]
+    if ceiling is not None:
+        passes &= confidence.astype(np.float64) <= ceiling
+    kept = np.flatnonzero(passes)
+    mean = np.ones(len(kept))
+    if images_per_class is not None:
+        mean = (images_per_class / np.maximum(count, 1))[classes[kept]]
+        mean = mean if duplicate else np.minimum(mean, 1)
+    draws = np.random.default_rng(seed).random(len(kept))
+    copies = np.zeros(len(confidence), np.uint32)
+    copies[kept] = np.floor(mean) + (draws < mean % 1)
+    return copies
+
+
+def subsample_at_once(copies, max_images, seed):
+    """`subsample` in a few lines."""
+    selected = np.flatnonzero(copies)
+    if len(selected) <= max_images:
+        return copies
+    rng = np.random.default_rng(seed)
+    stays = rng.choice(selected, max_images, replace=False, shuffle=False)
+    return np.where(np.isin(np.arange(len(copies)), stays), copies, 0)
+
+
+def any_case(seed):
+    """Rows and settings of any kind, with what is rare made frequent."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.choice([0, 1, 2, 50, 500, 3000]))
+    num_classes = int(rng.choice([1, 2, 7, 40, 300]))
+    confidence = rng.beta(*rng.choice([0.5, 1, 3], 2), count)
+    # From all different to a handful of values.
+    decimals = rng.choice([1, 2, 3, 9])
+    dtype = rng.choice([np.float16, np.float32, np.float64])
+    confidence = confidence.round(decimals).astype(dtype)
+    confidence[rng.random(count) < rng.choice([0, 0.01, 0.5])] = np.nan
+    size = rng.dirichlet(np.full(num_classes, rng.choice([0.05, 1, 100])))
+    classes = rng.choice(num_classes, count, p=size)
+    kinds = "u2 i2 u4 i4 u8 i8" + " u1" * (num_classes <= 256)
+    settings = {
+        "num_classes": num_classes,
+        "threshold": float(rng.choice([-1, 0, 0.3, 0.5, 0.9])),
+        "images_per_class": rng.choice([None, 1, 2, 17, 200, 10_000]),
+        "seed": seed,
+        "ceiling": rng.choice([None, None, 0.91, 1.0]),
+        "duplicate": bool(rng.random() < 0.7),
+    }
+    return confidence, classes.astype(rng.choice(kinds.split())), settings
+
+
+@pytest.mark.parametrize("rows_at_once", [1 << 16, 64])
+def test_a_few_rows_at_a_time_give_the_same(rows_at_once, monkeypatch):
+    # Bit for bit, with the same draws, whatever the rows are looked at in.
+    monkeypatch.setattr(grouping, "ROWS_AT_ONCE", rows_at_once)
+    num_shown_once_more = 0
+    for seed in range(300):
+        confidence, classes, settings = any_case(seed)
+        expected = select_by_sorting_all(confidence, classes, **settings)
+        copies = selection.select(confidence, classes, **settings)
+        assert copies.dtype == np.uint32
+        np.testing.assert_array_equal(copies, expected, f"case {seed}")
+        num_shown_once_more += len(np.unique(copies[copies > 0])) > 1
+
+        kept = int((copies > 0).sum())
+        fewer = selection.subsample(copies, kept // 3, seed=seed)
+        expected = subsample_at_once(copies, kept // 3, seed)
+        np.testing.assert_array_equal(fewer, expected, f"case {seed}")
+
+        settings["threshold"] = max(settings["threshold"], 0.0)
+        expected = official_bins_at_once(confidence, classes, **settings)
+        copies = selection.select_official_bins(confidence, classes, **settings)
+        np.testing.assert_array_equal(copies, expected, f"case {seed}")
+
+        rows = {k: settings[k] for k in ("num_classes", "threshold", "ceiling")}
+        average = selection.average_per_class(confidence, classes, **rows)
+        passes = confidence > rows["threshold"]
+        if rows["ceiling"] is not None:
+            passes &= confidence <= rows["ceiling"]
+        num_filled = max(len(np.unique(classes[passes])), 1)
+        assert average == -(-int(passes.sum()) // num_filled), f"case {seed}"
+    assert num_shown_once_more > 50
+
+
+def test_a_large_subsample_draws_the_same():
+    # From 10,000 images on NumPy draws a small part in another way.
+    copies = np.random.default_rng(0).integers(0, 3, 30_000).astype(np.uint32)
+    for part in (10, 15_000):
+        np.testing.assert_array_equal(
+            selection.subsample(copies, part, seed=1),
+            subsample_at_once(copies, part, 1),
+        )
+
+
+def test_a_class_that_does_not_exist_is_refused():
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError):
+            select([0.9, 0.8], [0, wrong])
+
+
+def peak_bytes(function):
+    """Bytes that NumPy holds at most while a function runs, beyond before."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.95])
+def test_memory_is_a_few_bytes_a_row(share):
+    # Together with the arguments, 6 bytes a row, it must stay below 20; a
+    # sort of all rows takes 35.
+    count, num_classes = 2_000_000, 100
+    rng = np.random.default_rng(0)
+    confidence = rng.random(count).astype(np.float16).astype(np.float32)
+    classes = rng.integers(1, num_classes, count).astype(np.uint16)
+    classes[rng.random(count) < share] = 0  # the largest
+    settings = {
+        "num_classes": num_classes,
+        "threshold": 0.3,
+        "images_per_class": 15_000,  # more than most classes have
+        "seed": 0,
+    }
+    rows = (confidence, classes)
+    copies = selection.select(*rows, **settings)
+    num_kept = int((copies > 0).sum())
+    peaks = {
+        "select": lambda: selection.select(*rows, **settings),
+        "official": lambda: selection.select_official_bins(*rows, **settings),
+        "summary": lambda: console.selection_summary(
+            *rows,
+            copies,
+            threshold=0.3,
+            images_per_class=15_000,
+            class_names=tuple(map(str, range(num_classes))),
+        ),
+    }
+    for name, function in peaks.items():
+        used = peak_bytes(function) / count
+        assert used < 14, f"{name} holds {used:.1f} bytes a row"
+    # NumPy's draw holds 16 bytes for each image that it draws from.
+    half = num_kept // 2
+    used = peak_bytes(lambda: selection.subsample(copies, half, seed=0))
+    assert used < 4 * count + 14 * num_kept, f"{used / count:.1f} bytes a row"

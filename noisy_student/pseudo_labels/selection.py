@@ -7,11 +7,19 @@ confident ones, of a small one all, some of them several times.
 
 `select` does so to the image, `select_official_bins` as the official code
 does; `subsample` then thins what either kept.
+
+There may be hundreds of millions of rows, so every pass looks at a few of them
+at a time (`grouping.py`), and only classes are sorted whose order counts.
 """
 
 import numpy as np
 
 from noisy_student.errors import UserError
+from noisy_student.pseudo_labels.grouping import between
+from noisy_student.pseudo_labels.grouping import count_per_class
+from noisy_student.pseudo_labels.grouping import group_by_class
+from noisy_student.pseudo_labels.grouping import slices
+from noisy_student.pseudo_labels.grouping import surest
 
 # Where the official bins of confidence begin: 0, 0.01 ... 1. A quotient of
 # whole numbers is the float64 nearest to it, and so is a decimal: 30 / 100 is
@@ -57,26 +65,31 @@ def select(
     """
     confidence = np.asarray(confidence)
     predicted_class = np.asarray(predicted_class)
-    kept = np.flatnonzero(_between(confidence, threshold, ceiling))
     copies = np.zeros(len(confidence), np.uint32)
     if images_per_class is None:
-        copies[kept] = 1
+        for part in slices(len(confidence)):
+            copies[part] = between(confidence[part], threshold, ceiling)
         return copies
 
-    # By class, then from sure to unsure, then by position (lexsort is stable).
-    kept = kept[np.lexsort((-confidence[kept], predicted_class[kept]))]
-    bounds = np.searchsorted(predicted_class[kept], np.arange(num_classes + 1))
+    grouped, bounds = group_by_class(
+        confidence, predicted_class, num_classes, threshold, ceiling
+    )
     rng = np.random.default_rng(seed)
     for first, last in zip(bounds[:-1], bounds[1:], strict=True):
-        rows = kept[first:last][:images_per_class]
+        rows = grouped[first:last]
         if not len(rows):
             continue
+        if len(rows) > images_per_class:
+            rows = surest(rows, confidence, images_per_class)
         if not duplicate:
             copies[rows] = 1
             continue
         times, remainder = divmod(images_per_class, len(rows))
         copies[rows] = times
-        copies[rng.choice(rows, remainder, replace=False)] += 1
+        if remainder:
+            # The draw is among the rows from sure to unsure, then by position.
+            rows = rows[np.argsort(-confidence[rows], kind="stable")]
+            copies[rng.choice(rows, remainder, replace=False)] += 1
     return copies
 
 
@@ -129,22 +142,24 @@ def select_official_bins(
         images_per_class=images_per_class,
         ceiling=ceiling,
     )
-    confidence = np.asarray(confidence, np.float64)  # as in `_bin_counts`
+    confidence = np.asarray(confidence)
     predicted_class = np.asarray(predicted_class)
-    passes = confidence >= lowest[predicted_class]
-    if ceiling is not None:
-        passes &= confidence <= ceiling
-    kept = np.flatnonzero(passes)
+    if images_per_class is not None:
+        expected = images_per_class / np.maximum(count, 1)  # (C,)
+        if not duplicate:
+            expected = np.minimum(expected, 1)
+    rng = np.random.default_rng(seed)
     copies = np.zeros(len(confidence), np.uint32)
-    if images_per_class is None:
-        copies[kept] = 1
-        return copies
-
-    expected = images_per_class / np.maximum(count, 1)  # (C,)
-    if not duplicate:
-        expected = np.minimum(expected, 1)
-    draws = np.random.default_rng(seed).random(len(kept))
-    copies[kept] = _round_at_random(expected[predicted_class[kept]], draws)
+    for part in slices(len(confidence)):
+        values = confidence[part].astype(np.float64)  # as in `_bin_counts`
+        passes = values >= lowest[predicted_class[part]]
+        if ceiling is not None:
+            passes &= values <= ceiling
+        if images_per_class is None:
+            copies[part] = passes
+            continue
+        mean = expected[predicted_class[part][passes]]
+        copies[part][passes] = _round_at_random(mean, rng.random(len(mean)))
     return copies
 
 
@@ -212,13 +227,23 @@ def subsample(copies, max_images, *, seed):
 
     Reference: arXiv:1911.04252, the study of the unlabeled set's size.
     """
-    selected = np.flatnonzero(copies)
-    if len(selected) <= max_images:
+    num_selected = int(np.count_nonzero(copies))
+    if num_selected <= max_images:
         return copies.copy()
+    # Of the selected images counted alone: NumPy draws the same, and needs no
+    # list of them beside its own.
     rng = np.random.default_rng(seed)
-    stays = rng.choice(selected, max_images, replace=False, shuffle=False)
+    drawn = rng.choice(num_selected, max_images, replace=False, shuffle=False)
+    stays = np.zeros(num_selected, bool)
+    stays[drawn] = True
+    del drawn
     fewer = np.zeros_like(copies)
-    fewer[stays] = copies[stays]
+    done = 0
+    for part in slices(len(copies)):
+        selected = np.flatnonzero(copies[part])
+        chosen = selected[stays[done : done + len(selected)]]
+        fewer[part][chosen] = copies[part][chosen]
+        done += len(selected)
     return fewer
 
 
@@ -237,30 +262,33 @@ def average_per_class(
     Returns:
         Integer: kept images / classes that keep any, rounded up; 0 if none.
     """
-    passes = _between(np.asarray(confidence), threshold, ceiling)
-    kept = np.asarray(predicted_class)[passes]
-    num_filled = int(np.count_nonzero(np.bincount(kept, minlength=num_classes)))
-    return -(-len(kept) // num_filled) if num_filled else 0
-
-
-def _between(confidence, threshold, ceiling):
-    """Whether each is above the threshold, and not above the ceiling."""
-    # A comparison with NaN is false: no prediction, no copy.
-    passes = confidence > threshold
-    return passes if ceiling is None else passes & (confidence <= ceiling)
+    counts = count_per_class(
+        np.asarray(confidence),
+        np.asarray(predicted_class),
+        num_classes,
+        threshold,
+        ceiling,
+    )
+    num_filled = int(np.count_nonzero(counts))
+    return -(-int(counts.sum()) // num_filled) if num_filled else 0
 
 
 def _bin_counts(confidence, predicted_class, num_classes, ceiling=None):
     """Images of a class from one edge to below the next, int64 `(C, 101)`."""
-    # Compared in float64, like the official float32 with Python's i / 100.:
-    # the float32 nearest to 0.7 lies below that edge, in the bin of 0.69.
-    confidence = np.asarray(confidence, np.float64)
-    counted = confidence >= 0  # which NaN is not
-    if ceiling is not None:
-        counted &= confidence <= ceiling
-    bins = np.searchsorted(_EDGES, confidence[counted], side="right") - 1
-    bins += len(_EDGES) * np.asarray(predicted_class)[counted]
-    counts = np.bincount(bins, minlength=num_classes * len(_EDGES))
+    confidence = np.asarray(confidence)
+    predicted_class = np.asarray(predicted_class)
+    counts = np.zeros(num_classes * len(_EDGES), np.int64)
+    for part in slices(len(confidence)):
+        # Compared in float64, like the official float32 with Python's i /
+        # 100.: the float32 nearest to 0.7 lies below that edge, in the bin of
+        # 0.69.
+        values = confidence[part].astype(np.float64)
+        counted = values >= 0  # which NaN is not
+        if ceiling is not None:
+            counted &= values <= ceiling
+        bins = np.searchsorted(_EDGES, values[counted], side="right") - 1
+        bins += len(_EDGES) * predicted_class[part][counted].astype(np.int64)
+        counts += np.bincount(bins, minlength=len(counts))
     return counts.reshape(num_classes, len(_EDGES))
 
 

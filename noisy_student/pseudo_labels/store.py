@@ -3,12 +3,15 @@
 
     labels/
       manifest.json               source, teacher, classes: what the rows mean
-      probs-00000-of-00002.npy    float16 (N_i, C), row k = k-th image
+      probs-00000-of-00002.npy    float16 (N_i, C), row k = k-th image; or
+                                  records of the k surest classes (rows.py)
+      top-00000-of-00002.npy      records (N_i,): confidence and class
       copies-00000-of-00002.npy   uint32 (N_i,), how often a pass shows each
       selection.json              threshold, images per class, what was kept
 
 Every file is written under a temporary name and renamed, so that what exists
 is whole, and a labeling that was stopped goes on at the first missing shard.
+A shard is labeled when its `probs` are there, which are written last.
 """
 
 import json
@@ -19,6 +22,7 @@ import numpy as np
 from noisy_student.errors import UserError
 from noisy_student.files import write_atomically
 from noisy_student.files import write_json
+from noisy_student.pseudo_labels import rows
 
 
 class LabelStore:
@@ -28,15 +32,21 @@ class LabelStore:
         directory: `iteration_<k>/labels`.
         shard_sizes: Images in each shard of the source.
         num_classes: C.
+        top_k: k, to keep the k highest probabilities of each image; all by
+            default.
     """
 
-    def __init__(self, directory, shard_sizes, num_classes):
+    def __init__(self, directory, shard_sizes, num_classes, top_k=None):
         self.directory = pathlib.Path(directory)
         self.shard_sizes = tuple(shard_sizes)
         self.num_classes = num_classes
+        self.top_k = rows.effective_top_k(num_classes, top_k)
 
     def probs_path(self, shard):
         return self._path("probs", shard)
+
+    def top_path(self, shard):
+        return self._path("top", shard)
 
     def copies_path(self, shard):
         return self._path("copies", shard)
@@ -90,18 +100,31 @@ class LabelStore:
         expected = (self.shard_sizes[shard], self.num_classes)
         if probs.shape != expected:
             raise ValueError(f"probs are {probs.shape}, expected {expected}")
-        self._write_array(self.probs_path(shard), probs.astype(np.float16))
+        packed = rows.pack(probs, self.top_k)
+        # First, for the other file is the mark that the shard is labeled.
+        top = rows.top_of(packed, self.num_classes)
+        self._write_array(self.top_path(shard), top)
+        self._write_array(self.probs_path(shard), packed)
 
     def read_probs(self, shard):
-        """float16 `(N_i, C)`, memory-mapped."""
-        probs = np.load(self.probs_path(shard), mmap_mode="r")
-        expected = (self.shard_sizes[shard], self.num_classes)
-        if probs.shape != expected or probs.dtype != np.float16:
-            raise UserError(
-                f"{self.probs_path(shard)} holds {probs.dtype} {probs.shape}, "
-                f"expected float16 {expected}: delete it and label again"
-            )
-        return probs
+        """The predictions of a shard, memory-mapped.
+
+        Args:
+            shard: Its number.
+
+        Returns:
+            float16 `(N_i, C)`, or records `(N_i,)` as in `rows.row_dtype`.
+
+        Raises:
+            UserError: If they are stored in another way than they should be.
+        """
+        row = rows.row_dtype(self.num_classes, self.top_k)
+        return self._read_array(self.probs_path(shard), shard, row)
+
+    def read_copies(self, shard):
+        """uint32 `(N_i,)`, how often each is shown, memory-mapped."""
+        row = np.dtype(np.uint32)
+        return self._read_array(self.copies_path(shard), shard, row)
 
     def write_copies(self, copies, summary):
         """Store a selection over all shards; the summary comes last.
@@ -110,10 +133,10 @@ class LabelStore:
             copies: uint32 `(N,)`, all shards one after the other.
             summary: Dict for `selection.json`.
         """
-        bounds = np.cumsum((0, *self.shard_sizes))
-        for shard in range(len(self.shard_sizes)):
-            part = copies[bounds[shard] : bounds[shard + 1]]
-            self._write_array(self.copies_path(shard), part.astype(np.uint32))
+        for shard, part in self._parts():
+            self._write_array(
+                self.copies_path(shard), copies[part].astype(np.uint32)
+            )
         write_json(self.selection_path, summary)
 
     def read_selection(self):
@@ -124,30 +147,58 @@ class LabelStore:
 
     def copies(self):
         """uint32 `(N,)`, how often each is shown, over all shards."""
-        shards = range(len(self.shard_sizes))
-        return np.concatenate([np.load(self.copies_path(s)) for s in shards])
+        copies = np.empty(sum(self.shard_sizes), np.uint32)
+        for shard, part in self._parts():
+            copies[part] = self.read_copies(shard)
+        return copies
 
     def num_selected(self):
         """Images in a pass over the selection, duplicates counted."""
-        shards = range(len(self.shard_sizes))
         return sum(
-            int(np.load(self.copies_path(s), mmap_mode="r").sum())
-            for s in shards
+            int(self.read_copies(shard).sum())
+            for shard in range(len(self.shard_sizes))
         )
 
     def confidences(self):
         """The highest probability of each row and its class, shard by shard.
 
         Returns:
-            Pair of float32 `(N,)`, NaN where there is no prediction, and int32
-            `(N,)`, over all shards one after the other.
+            Pair of float32 `(N,)`, NaN where there is no prediction, and
+            unsigned integers `(N,)`, over all shards one after the other.
         """
-        confidence, predicted_class = [], []
-        for shard in range(len(self.shard_sizes)):
-            probs = np.asarray(self.read_probs(shard), np.float32)
-            predicted_class.append(probs.argmax(axis=1).astype(np.int32))
-            confidence.append(probs.max(axis=1))
-        return np.concatenate(confidence), np.concatenate(predicted_class)
+        num_rows = sum(self.shard_sizes)
+        confidence = np.empty(num_rows, np.float32)
+        predicted_class = np.empty(num_rows, rows.class_dtype(self.num_classes))
+        for shard, part in self._parts():
+            top = self._read_top(shard)
+            confidence[part] = top["confidence"]
+            predicted_class[part] = top["class"]
+        return confidence, predicted_class
+
+    def _read_top(self, shard):
+        path, row = self.top_path(shard), rows.top_dtype(self.num_classes)
+        if path.exists():
+            return self._read_array(path, shard, row)
+        # Labels from before there were such files.
+        return rows.top_of(self.read_probs(shard), self.num_classes)
+
+    def _parts(self):
+        """Each shard and the slice of its rows among all."""
+        first = 0
+        for shard, size in enumerate(self.shard_sizes):
+            yield shard, slice(first, first + size)
+            first += size
+
+    def _read_array(self, path, shard, row):
+        """The rows of a shard, checked to be what they should be."""
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape = (self.shard_sizes[shard], *row.shape)
+        if array.shape != shape or array.dtype != row.base:
+            raise UserError(
+                f"{path} holds {array.dtype} {array.shape}, expected "
+                f"{row.base} {shape}: delete it and label again"
+            )
+        return array
 
     def _write_array(self, path, array):
         write_atomically(

@@ -7,6 +7,9 @@ from absl import logging
 # More names than this would bury what matters; the files hold them all.
 NAMES_SHOWN = 10
 
+# Of a selection that are counted together: there may be hundreds of millions.
+ROWS_AT_ONCE = 1 << 16
+
 
 def role(iteration):
     """What the model of an iteration is to the run."""
@@ -150,33 +153,37 @@ def selection_summary(
         Dict.
     """
     num_classes = len(class_names)
-
-    def count(rows, weights=None):
-        counts = np.bincount(
-            predicted_class[rows],
-            None if weights is None else weights[rows],
-            minlength=num_classes,
+    above, kept, selected = np.zeros((3, num_classes), np.int64)
+    num_undecodable = 0
+    for start in range(0, len(confidence), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        values, classes, times = (
+            rows[part] for rows in (confidence, predicted_class, copies)
         )
-        return [int(n) for n in counts]
-
-    labeled = ~np.isnan(confidence)
-    passed = np.zeros(len(confidence), bool)
-    passed[labeled] = confidence[labeled] > threshold
-    if ceiling is not None:
-        passed &= confidence <= ceiling
+        num_undecodable += int(np.isnan(values).sum())
+        passed = values > threshold  # which NaN does not
+        if ceiling is not None:
+            passed &= values <= ceiling
+        chosen = times > 0
+        above += np.bincount(classes[passed], minlength=num_classes)
+        kept += np.bincount(classes[chosen], minlength=num_classes)
+        # Weights are summed as float64, exactly.
+        selected += np.bincount(
+            classes[chosen], times[chosen], minlength=num_classes
+        ).astype(np.int64)
     return {
         "confidence_threshold": threshold,
         "confidence_ceiling": ceiling,
         "images_per_class": images_per_class,
         "num_images": len(confidence),
-        "num_undecodable": int((~labeled).sum()),
-        "num_above_threshold": int(passed.sum()),
-        "num_kept": int((copies > 0).sum()),
-        "num_selected": int(copies.sum(dtype=np.int64)),
+        "num_undecodable": num_undecodable,
+        "num_above_threshold": int(above.sum()),
+        "num_kept": int(kept.sum()),
+        "num_selected": int(selected.sum()),
         "class_names": list(class_names),
-        "above_threshold_per_class": count(passed),
-        "kept_per_class": count(copies > 0),
-        "selected_per_class": count(copies > 0, copies),
+        "above_threshold_per_class": above.tolist(),
+        "kept_per_class": kept.tolist(),
+        "selected_per_class": selected.tolist(),
     }
 
 

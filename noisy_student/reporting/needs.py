@@ -83,6 +83,7 @@ class Plan:
         trainings: Tuple of `Training`, in order.
         num_labelings: How often all unlabeled images are labeled and the
             labels stored: once for each student, 0 with an on-line teacher.
+        label_bytes: What the labels of an image take on disk.
         device: `CPU`, `GPU` or `TPU`.
         num_devices: R.
         device_memory: Bytes of one device, or None if unknown.
@@ -95,6 +96,7 @@ class Plan:
     evaluation: Images | None
     trainings: tuple[Training, ...]
     num_labelings: int
+    label_bytes: int
     device: str
     num_devices: int
     device_memory: int | None
@@ -162,8 +164,7 @@ def disk_needs(plan):
     labels = 0
     if plan.num_labelings:
         count = plan.unlabeled.count if plan.unlabeled else None
-        # float16 for each class, and uint32 for how often a pass shows it.
-        labels = None if count is None else count * (2 * plan.num_classes + 4)
+        labels = None if count is None else count * plan.label_bytes
     checkpoints, models = [0], 0
     for training in plan.trainings:
         costs = training.costs
