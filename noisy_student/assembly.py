@@ -37,6 +37,7 @@ def build_network(run, iteration, image_size=None):
         width=config.width,
         depth=config.depth,
         batch_norm_momentum=config.batch_norm_momentum,
+        dtype=config.dtype,
         **config.channel_statistics(),
     )
 

@@ -135,6 +135,11 @@ class ModelSettings:
     batch_norm_momentum: float = knob(
         0.99, "Of the moving statistics.", low=0, high=1
     )
+    dtype: str = knob(
+        "float32",
+        "Of the activations; weights and logits are float32 always.",
+        ("float32", "bfloat16"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 from noisy_student.models import efficientnet
+from noisy_student.models import mbconv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Tally:
         self.conv(1, expanded, stage.kernel_size, side)
         self.keep(expanded * side**2, times=3)
 
-        squeezed = max(1, int(channels * efficientnet.SQUEEZE_RATIO))
+        squeezed = max(1, int(channels * mbconv.SQUEEZE_RATIO))
         self.dense(expanded, squeezed)
         self.dense(squeezed, expanded)
         # The mean, the squeezed values before and after swish, the gates.
