@@ -87,8 +87,10 @@ def make_trainable(run, phase, iteration, *, num_labeled):
     keras.utils.set_random_seed(
         run.seed(iteration, 4 if phase == "finetune" else 0)
     )
+    # Of what one device computes at once.
     labeled, unlabeled = (
-        size // run.num_replicas for size in batch_sizes(run, phase, iteration)
+        size // run.num_replicas // config.accumulation_steps
+        for size in batch_sizes(run, phase, iteration)
     )
     with run.strategy.scope():
         network, loaded = first_network(run, phase, iteration)
@@ -114,6 +116,7 @@ def make_trainable(run, phase, iteration, *, num_labeled):
                 config.unlabeled_ratio_of(iteration) if unlabeled else 0.0
             ),
             online_teacher=online_teacher,
+            accumulation_steps=config.accumulation_steps,
             jit_compile=distribution.uses_xla(run.strategy),
         )
     return model, loaded
@@ -166,8 +169,8 @@ def direct_noise(config, phase, network, labeled, unlabeled):
         config: A `Config`.
         phase: `teach`, `distill` or `finetune`.
         network: The `keras.Model`.
-        labeled: Labeled rows of a batch on each replica.
-        unlabeled: Pseudo-labeled rows of a batch on each replica.
+        labeled: Labeled rows of what a replica computes at once.
+        unlabeled: Pseudo-labeled rows of it.
     """
     on_labeled = config.noise("finetune" if phase == "finetune" else "labeled")
     on_unlabeled = config.noise("unlabeled")

@@ -199,6 +199,12 @@ class TrainingSettings:
     batch_size: int = knob(
         2048, "Labeled images in a batch, on all devices together.", low=1
     )
+    accumulation_steps: int = knob(
+        1,
+        "Parts in which a step computes its batch, one after the other, to "
+        "need less memory.",
+        low=1,
+    )
     unlabeled_ratio: str = knob(
         "3",
         "Pseudo-labeled images per labeled one in a batch; a list such as "
