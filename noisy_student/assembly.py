@@ -12,6 +12,7 @@ from noisy_student.batches import batch_sizes
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import import_weights
+from noisy_student.models import rematerialization
 from noisy_student.models import stochastic_depth
 from noisy_student.training import distribution
 from noisy_student.training import schedules
@@ -97,6 +98,9 @@ def make_trainable(run, phase, iteration, *, num_labeled):
         direct_noise(config, phase, network, labeled, unlabeled)
         if phase == "finetune":
             _freeze(network, config.frozen_blocks)
+        forward = None
+        if config.rematerialize:
+            forward = rematerialization.rematerialized(network)
         online_teacher = None
         if phase == "distill" and config.online_teacher:
             online_teacher = OnlineTeacher(
@@ -117,6 +121,7 @@ def make_trainable(run, phase, iteration, *, num_labeled):
             ),
             online_teacher=online_teacher,
             accumulation_steps=config.accumulation_steps,
+            forward=forward,
             jit_compile=distribution.uses_xla(run.strategy),
         )
     return model, loaded

@@ -205,6 +205,12 @@ class TrainingSettings:
         "need less memory.",
         low=1,
     )
+    rematerialize: bool = knob(
+        False,
+        "Compute what is in a block again for its gradients, to need less "
+        "memory.",
+        free=True,
+    )
     unlabeled_ratio: str = knob(
         "3",
         "Pseudo-labeled images per labeled one in a batch; a list such as "

@@ -47,6 +47,8 @@ class AveragedModel(keras.Model):
         accumulation_steps: N, the parts in which a step computes its batch.
         num_labeled: Labeled rows of a part on each replica, if there are
             several parts.
+        forward: Function from pixels to logits that stands for the network in
+            training: the same numbers from the same weights in less memory.
         **kwargs: Of `keras.Model`.
     """
 
@@ -57,6 +59,7 @@ class AveragedModel(keras.Model):
         online_teacher=None,
         accumulation_steps=1,
         num_labeled=0,
+        forward=None,
         **kwargs,
     ):
         # A name of its own, so that checkpoints do not depend on how many
@@ -70,6 +73,7 @@ class AveragedModel(keras.Model):
         self.teacher_noise = online_teacher.noise if online_teacher else []
         self.accumulation_steps = accumulation_steps
         self.num_labeled = num_labeled
+        self.forward = forward
         # All replicas hold the same trained weights, so taking the first one's
         # average spares an all-reduce per variable and step. Of
         # BatchNormalization's statistics, which Keras keeps per replica, it
@@ -101,6 +105,8 @@ class AveragedModel(keras.Model):
     def call(self, inputs, training=None):
         # Beside the pixels there may be those of an on-line teacher.
         pixels = inputs["pixels"] if isinstance(inputs, dict) else inputs
+        if training and self.forward:
+            return self.forward(pixels)
         return self.network(pixels, training=training)
 
     def train_step(self, data):

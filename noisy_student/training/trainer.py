@@ -26,6 +26,7 @@ def make_trainable(
     unlabeled_ratio=0.0,
     online_teacher=None,
     accumulation_steps=1,
+    forward=None,
     jit_compile=False,
 ):
     """Compile a network for training as the official code does.
@@ -44,6 +45,7 @@ def make_trainable(
             pseudo-labeled part, if they are not stored.
         accumulation_steps: In how many parts, one after the other, a step
             computes its batch.
+        forward: As in `AveragedModel`.
         jit_compile: Whether to compile the step with XLA.
 
     Returns:
@@ -55,6 +57,7 @@ def make_trainable(
         online_teacher,
         accumulation_steps=accumulation_steps,
         num_labeled=num_labeled,
+        forward=forward,
     )
     model.compile(
         optimizer=RMSprop(
