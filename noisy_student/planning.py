@@ -18,8 +18,8 @@ from noisy_student.models import accounting
 from noisy_student.reporting.needs import Images
 from noisy_student.reporting.needs import Plan
 from noisy_student.reporting.needs import Training
-from noisy_student.reporting.needs import shortages
 from noisy_student.reporting.plan import plan_text
+from noisy_student.reporting.shortages import shortages
 from noisy_student.run import Run
 from noisy_student.run import check_settings
 from noisy_student.run import open_source
@@ -120,6 +120,9 @@ def _trainings(run, labeled, unlabeled, num_classes):
             num_labeled=labeled.count,
             num_unlabeled=selected if unlabeled_size else None,
             online_teacher=teacher,
+            dtype=config.dtype,
+            rematerialize=config.rematerialize,
+            accumulation_steps=config.accumulation_steps,
         )
 
     if config.train_teacher:

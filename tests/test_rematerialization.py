@@ -5,10 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_accounting import count_kept
-from test_switches import digits_run
 
-from noisy_student import assembly
 from noisy_student.models import efficientnet
 from noisy_student.models import rematerialization
 from noisy_student.models import stochastic_depth
