@@ -49,19 +49,21 @@ def main():
         print(f"{image_size:>4} {images:>3} {options}", end="", flush=True)
         print(f"  {estimate / 1e9:.2f}", end="", flush=True)
         for environment in ({}, TIDY_HEAP):
-            found = in_a_fresh_process(environment, image_size, images, options)
+            found = in_a_fresh_process(
+                environment, measure, image_size, images, options
+            )
             ratio = f"{found / 1e9:.2f} = {found / estimate:.2f} x"
             print(f"  {ratio}", end="", flush=True)
         print()
 
 
-def in_a_fresh_process(environment, *case):
-    """What `measure` gives in a new process with these variables set."""
+def in_a_fresh_process(environment, function, *arguments):
+    """What a function returns in a new process with these variables set."""
     os.environ.update(environment)
     try:
         # `spawn` starts a new Python, whose heap reads the variables.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(measure, case)
+            return pool.apply(function, arguments)
     finally:
         for name in environment:
             del os.environ[name]
@@ -75,13 +77,18 @@ def measure(image_size, images, options):
     model = trainer.make_trainable(
         network, learning_rate=0.01, num_labeled=images
     )
+    batches = random_batches(image_size, images)
+    model.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
+    return resident("VmHWM") - before
+
+
+def random_batches(image_size, images):
+    """The same batch of random pixels again and again, as a dataset."""
     rng = np.random.default_rng(0)
     shape = (images, image_size, image_size, 3)
     pixels = rng.integers(0, 256, shape, dtype="uint8")
     targets = np.eye(1000, dtype="float32")[rng.integers(0, 1000, images)]
-    batches = tf.data.Dataset.from_tensors((pixels, targets)).repeat()
-    model.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
-    return resident("VmHWM") - before
+    return tf.data.Dataset.from_tensors((pixels, targets)).repeat()
 
 
 def resident(field):

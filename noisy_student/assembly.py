@@ -12,6 +12,7 @@ from noisy_student.batches import batch_sizes
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import import_weights
+from noisy_student.models import rematerialization
 from noisy_student.models import stochastic_depth
 from noisy_student.training import distribution
 from noisy_student.training import schedules
@@ -37,6 +38,7 @@ def build_network(run, iteration, image_size=None):
         width=config.width,
         depth=config.depth,
         batch_norm_momentum=config.batch_norm_momentum,
+        dtype=config.dtype,
         **config.channel_statistics(),
     )
 
@@ -86,14 +88,19 @@ def make_trainable(run, phase, iteration, *, num_labeled):
     keras.utils.set_random_seed(
         run.seed(iteration, 4 if phase == "finetune" else 0)
     )
+    # Of what one device computes at once.
     labeled, unlabeled = (
-        size // run.num_replicas for size in batch_sizes(run, phase, iteration)
+        size // run.num_replicas // config.accumulation_steps
+        for size in batch_sizes(run, phase, iteration)
     )
     with run.strategy.scope():
         network, loaded = first_network(run, phase, iteration)
         direct_noise(config, phase, network, labeled, unlabeled)
         if phase == "finetune":
             _freeze(network, config.frozen_blocks)
+        forward = None
+        if config.rematerialize:
+            forward = rematerialization.rematerialized(network)
         online_teacher = None
         if phase == "distill" and config.online_teacher:
             online_teacher = OnlineTeacher(
@@ -113,6 +120,8 @@ def make_trainable(run, phase, iteration, *, num_labeled):
                 config.unlabeled_ratio_of(iteration) if unlabeled else 0.0
             ),
             online_teacher=online_teacher,
+            accumulation_steps=config.accumulation_steps,
+            forward=forward,
             jit_compile=distribution.uses_xla(run.strategy),
         )
     return model, loaded
@@ -165,8 +174,8 @@ def direct_noise(config, phase, network, labeled, unlabeled):
         config: A `Config`.
         phase: `teach`, `distill` or `finetune`.
         network: The `keras.Model`.
-        labeled: Labeled rows of a batch on each replica.
-        unlabeled: Pseudo-labeled rows of a batch on each replica.
+        labeled: Labeled rows of what a replica computes at once.
+        unlabeled: Pseudo-labeled rows of it.
     """
     on_labeled = config.noise("finetune" if phase == "finetune" else "labeled")
     on_unlabeled = config.noise("unlabeled")

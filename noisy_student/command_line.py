@@ -35,6 +35,7 @@ MODE_FLAGS = {
     "finetune": (
         "image_size",
         "batch_size",
+        "accumulation_steps",
         "base_lr",
         "finetune",
         "frozen_blocks",

@@ -19,8 +19,8 @@ from noisy_student.pseudo_labels.rows import bytes_per_image
 from noisy_student.reporting.needs import Images
 from noisy_student.reporting.needs import Plan
 from noisy_student.reporting.needs import Training
-from noisy_student.reporting.needs import shortages
 from noisy_student.reporting.plan import plan_text
+from noisy_student.reporting.shortages import shortages
 from noisy_student.run import Run
 from noisy_student.run import check_settings
 from noisy_student.run import open_source
@@ -122,6 +122,9 @@ def _trainings(run, labeled, unlabeled, num_classes):
             num_labeled=labeled.count,
             num_unlabeled=selected if unlabeled_size else None,
             online_teacher=teacher,
+            dtype=config.dtype,
+            rematerialize=config.rematerialize,
+            accumulation_steps=config.accumulation_steps,
         )
 
     if config.train_teacher:

@@ -17,6 +17,7 @@ from noisy_student.pseudo_labels.store import LabelStore
 # What decides a finetuning, beside the model and the pixels.
 FINETUNE_SETTINGS = (
     "batch_size",
+    "accumulation_steps",
     "base_lr",
     "finetune_epochs",
     "finetune_noise",

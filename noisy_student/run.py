@@ -146,10 +146,13 @@ def open_run(config):
     for iteration in range(run.last_iteration + 1):
         distribution.check_divisible(
             run.num_replicas,
+            config.accumulation_steps,
             labeled=config.batch_size,
             unlabeled=run.unlabeled_batch_size(iteration),
-            evaluation=config.eval_batch_size,
         )
+    distribution.check_divisible(
+        run.num_replicas, evaluation=config.eval_batch_size
+    )
     return run
 
 

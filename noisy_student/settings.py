@@ -135,6 +135,11 @@ class ModelSettings:
     batch_norm_momentum: float = knob(
         0.99, "Of the moving statistics.", low=0, high=1
     )
+    dtype: str = knob(
+        "float32",
+        "Of the activations; weights and logits are float32 always.",
+        ("float32", "bfloat16"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +198,18 @@ class TrainingSettings:
 
     batch_size: int = knob(
         2048, "Labeled images in a batch, on all devices together.", low=1
+    )
+    accumulation_steps: int = knob(
+        1,
+        "Parts in which a step computes its batch, one after the other, to "
+        "need less memory.",
+        low=1,
+    )
+    rematerialize: bool = knob(
+        False,
+        "Compute what is in a block again for its gradients, to need less "
+        "memory.",
+        free=True,
     )
     unlabeled_ratio: str = knob(
         "3",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Costs by arithmetic are the costs of networks that are built."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from test_efficientnet import PARAMETERS
 
 from noisy_student.models import accounting
 from noisy_student.models import efficientnet
+from noisy_student.models import rematerialization
 
 # Other channels and pixels than any real variant; odd sizes at each stride.
 TINY = {"width": 0.3, "depth": 0.6}
@@ -87,10 +90,27 @@ def multiply_adds_of(model):
 
 def test_activations_are_what_tensorflow_keeps(built):
     model, found = built
-    assert found.activations == count_kept(model)
+    kept = count_kept(model, lambda pixels: model(pixels, training=True))
+    assert kept == {"float32": found.activations}
 
 
-def count_kept(model):
+def test_what_bfloat16_and_rematerialization_keep(few_blocks):
+    settings = {"image_size": 64, "width": 0.25, "depth": 0.3}
+    found = accounting.costs("b0", 10, **settings)
+    model = efficientnet.build_model("b0", 10, dtype="bfloat16", **settings)
+    kept = count_kept(model, lambda pixels: model(pixels, training=True))
+    float32 = sum(part.float32_inside for part in found.parts)
+    assert kept == {
+        "float32": float32,
+        "bfloat16": found.activations - float32,
+    }
+    # The inputs of all parts, and what the end, which runs once, has inside.
+    kept = count_kept(model, rematerialization.rematerialized(model))
+    inputs = sum(part.inputs for part in found.parts)
+    assert sum(kept.values()) == inputs + found.parts[-1].inside
+
+
+def count_kept(model, forward):
     """Values of an image that the gradients read from the way forward.
 
     From TensorFlow's graph of a training step: the tensors of the forward
@@ -98,31 +118,35 @@ def count_kept(model):
     """
     batch_size = 7  # no layer has 7 channels
     pixels = tf.zeros((batch_size, *model.input_shape[1:]), tf.uint8)
-    forward, gradients = [], []
+    operations, gradients = [], []
 
     @tf.function
     def step():
-        logits = model(pixels, training=True)
-        forward.extend(logits.graph.get_operations())
+        logits = forward(pixels)
+        operations.extend(logits.graph.get_operations())
         weights = [weight.value for weight in model.trainable_weights]
         gradients.extend(tf.gradients(tf.reduce_sum(logits), weights))
 
     step.get_concrete_function()
     assert not any(gradient is None for gradient in gradients)
-    forward, kept, seen = set(forward), {}, set()
+    before, kept, seen = set(operations), {}, set()
     waiting = [gradient.op for gradient in gradients]
     while waiting:
         operation = waiting.pop()
-        if operation in seen or operation in forward:
+        if operation in seen or operation in before:
             continue
         seen.add(operation)
         for tensor in operation.inputs:
             waiting.append(tensor.op)
             per_image = tensor.shape.rank and tensor.shape[0] == batch_size
             # The masks of the noise are not floats.
-            if tensor.op in forward and per_image and tensor.dtype.is_floating:
-                kept[tensor.name] = tensor.shape.num_elements() // batch_size
-    return sum(kept.values())
+            if tensor.op in before and per_image and tensor.dtype.is_floating:
+                kept[tensor.name] = tensor
+    counts = collections.Counter()
+    for tensor in kept.values():
+        count = tensor.shape.num_elements() // batch_size
+        counts[tensor.dtype.name] += count
+    return counts
 
 
 def test_default_pixels_are_those_of_training():

@@ -82,6 +82,9 @@ def test_a_flag_that_contradicts_the_workdir_is_named(made):
         parse(f"--workdir={made}", "--seed=4")
     with pytest.raises(UserError, match="labeled_dir"):
         parse(f"--workdir={made}", "--labeled_dir=x")
+    # The precision of a model is part of it.
+    with pytest.raises(UserError, match="--dtype=float32, not --dtype=bf"):
+        parse(f"--workdir={made}", "--dtype=bfloat16")
 
 
 def test_what_changes_no_result_may_change(made):

@@ -228,18 +228,52 @@ def test_unknown_variant():
         efficientnet.build_model("b8")
 
 
-@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
-def test_logits_stay_float32_in_mixed_precision(dtype):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(f"mixed_{dtype}")
+def test_logits_stay_float32_in_mixed_precision():
+    model = efficientnet.build_model(
+        "b0", 4, image_size=8, dtype="bfloat16", width=0.1, depth=0.6
+    )
+    assert any(isinstance(x, StochasticDepth) for x in model.layers)
+    assert model.output.dtype == "float32"
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    # bfloat16 has no room for the fractions of a pixel.
+    float32 = [x.name for x in model.layers if x.compute_dtype == "float32"]
+    assert float32 == ["pixels", "normalization", "predictions"]
+    with pytest.raises(ValueError, match="float32, bfloat16.*'float16'"):
+        efficientnet.build_model("b0", dtype="float16")
+
+
+def test_the_policy_of_a_notebook_is_neither_asked_nor_changed():
+    keras.config.set_dtype_policy("mixed_float16")
     try:
         model = efficientnet.build_model("b0", 4, image_size=8, **TINY)
+        assert keras.config.dtype_policy().name == "mixed_float16"
     finally:
-        keras.config.set_dtype_policy(before)
-    assert model.get_layer("top_conv").compute_dtype == dtype
-    assert model.output.dtype == "float32"
-    # Half precision has no room for the fractions of a pixel.
-    assert model.get_layer("normalization").compute_dtype == "float32"
+        keras.config.set_dtype_policy("float32")
+    # The first only names the input.
+    assert {layer.compute_dtype for layer in model.layers[1:]} == {"float32"}
+
+
+def test_bfloat16_is_near_and_batchnorm_computes_in_float32(tiny_model):
+    model = efficientnet.build_model(
+        "b0", 4, image_size=16, dtype="bfloat16", **TINY
+    )
+    model.set_weights(tiny_model.get_weights())
+    # 64 images, so that the smallest statistic is over 64 values.
+    pixels = random_pixels(16, 64)
+    to_stem = keras.Model(model.input, model.get_layer("stem_conv").output)
+    stem = to_stem(pixels).numpy()
+    assert stem.dtype == "bfloat16"
+    model(pixels, training=True)
+    # One update from zero; bfloat16 would leave three digits of it.
+    expected = 0.01 * stem.astype("float64").mean(axis=(0, 1, 2))
+    found = model.get_layer("stem_bn").moving_mean.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+
+    exact = tiny_model(pixels, training=False).numpy()
+    model.set_weights(tiny_model.get_weights())
+    logits = model(pixels, training=False).numpy()
+    error = np.abs(logits - exact).max() / exact.std()
+    assert 0 < error < 0.2, f"logits are off by {error} standard deviations"
 
 
 def test_initial_weights_are_the_official_ones(tiny_model):
@@ -289,21 +323,30 @@ def test_json_describes_the_model(noisy_model):
 
 def test_saved_model_loads_in_a_new_process(noisy_model, tmp_path):
     pixels = random_pixels(16)
-    noisy_model.save(tmp_path / "model.keras")
+    half = efficientnet.build_model(
+        "b0", 4, image_size=16, dtype="bfloat16", width=0.1, depth=0.6
+    )
+    half.set_weights(noisy_model.get_weights())
+    models = {"float32": noisy_model, "bfloat16": half}
+    for name, model in models.items():
+        model.save(tmp_path / f"{name}.keras")
     np.save(tmp_path / "pixels.npy", pixels)
     # It needs the custom layers, and nothing else that is ours.
     program = (
         "import sys, keras, numpy as np\n"
         "import noisy_student.models.stochastic_depth\n"
         "folder = sys.argv[1]\n"
-        "model = keras.saving.load_model(folder + '/model.keras')\n"
         "pixels = np.load(folder + '/pixels.npy')\n"
-        "logits = model(pixels, training=False)\n"
-        "np.save(folder + '/logits.npy', logits)\n"
+        "for name in ('float32', 'bfloat16'):\n"
+        "    model = keras.saving.load_model(f'{folder}/{name}.keras')\n"
+        "    assert model.get_layer('top_conv').compute_dtype == name\n"
+        "    logits = model(pixels, training=False)\n"
+        "    np.save(f'{folder}/{name}.npy', logits)\n"
         "assert 'noisy_student.models.efficientnet' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
-    logits = np.load(tmp_path / "logits.npy")
-    expected = noisy_model(pixels, training=False).numpy()
-    assert expected.std() > 1e-3, f"the logits hardly vary: {expected.std()}"
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    for name, model in models.items():
+        logits = np.load(tmp_path / f"{name}.npy")
+        expected = model(pixels, training=False).numpy()
+        assert expected.std() > 1e-3, f"the logits hardly vary: {expected}"
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)

@@ -569,6 +569,19 @@ def test_half_precision(model, arrays, tmp_path, dtype):
     assert_same(arrays_of(model), rounded)
 
 
+def test_a_model_that_computes_in_bfloat16(model, tmp_path):
+    # Its weights are float32, so they pass to and fro without rounding.
+    half = build(dtype="bfloat16")
+    randomize(half, 1)
+    half.save(tmp_path / "half.keras")
+    import_weights.load(model, tmp_path / "half.keras")
+    assert_same(arrays_of(model), arrays_of(half))
+    randomize(model, 2)
+    model.save(tmp_path / "whole.keras")
+    import_weights.load(half, tmp_path / "whole.keras")
+    assert_same(arrays_of(half), arrays_of(model))
+
+
 def test_a_network_of_88_blocks(tmp_path):
     depth = efficientnet.VARIANTS["l2"].depth
     # Keras walks a new graph by recursion, in more frames than Python allows

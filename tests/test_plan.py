@@ -12,14 +12,20 @@ from noisy_student.reporting.needs import Images
 from noisy_student.reporting.needs import Plan
 from noisy_student.reporting.needs import Training
 from noisy_student.reporting.plan import plan_text
+from noisy_student.reporting.shortages import shortages
 
 # Numbers that tell the items apart.
 COSTS = accounting.Costs(
     parameters=1_000_000,
     statistics=20_000,
     multiply_adds=390_000_000,
-    activations=5_000_000,
-    blocks=16,
+    # The stem, 16 blocks, the end.
+    parts=(
+        accounting.Part(30_000, 1_070_000, 600_000, 500_000),
+        accounting.Part(100_000, 3_000_000, 1_000_000, 800_000),
+        *[accounting.Part(10_000, 20_000, 5_000, 5_000)] * 15,
+        accounting.Part(50_000, 300_000, 20_000, 200_000),
+    ),
 )
 TEACHER = Training(
     name="teacher",
@@ -81,6 +87,35 @@ def test_memory_is_the_sum_of_its_items():
     assert teaching == memory
 
 
+def test_bfloat16_halves_what_batchnorm_does_not_need():
+    memory = needs.memory_per_device(COSTS, 7, 100, dtype="bfloat16")
+    float32 = 600_000 + 1_000_000 + 15 * 5_000 + 20_000
+    image = 2 * (5_000_000 - float32) + 4 * float32
+    assert memory["activations"] == 7 * image
+    assert memory["weights"] == 4_000_000
+
+
+def test_rematerialization_keeps_inputs_and_one_part():
+    memory = needs.memory_per_device(COSTS, 7, 100, rematerialize=True)
+    # The peak is the first block's: the inputs up to it, all inside of it, and
+    # once more its largest tensor.
+    image = 4 * (30_000 + 100_000 + 3_000_000 + 800_000)
+    assert memory["activations"] == 7 * image
+    # In a network of one large part there is nothing to win.
+    (part,) = [accounting.Part(1000, 4000, 0, 500)]
+    costs = dataclasses.replace(COSTS, parts=(part,))
+    found = needs.activations_per_image(costs, "float32", True)
+    assert found == 4 * (1000 + 4000 + 500)
+
+
+def test_parts_of_a_batch_need_a_sum_of_gradients():
+    memory = needs.memory_per_device(COSTS, 7, 100, accumulation_steps=3)
+    assert memory["activations"] == 3 * 20_000_000  # of 3 + 2 + 2 images
+    assert memory["accumulated"] == 4_000_000
+    # The batch as it comes and cut.
+    assert memory["pixels"] == 2 * 7 * 100 * 100 * 3
+
+
 def test_devices_share_a_batch_and_the_larger_part_counts():
     assert TEACHER.images_per_device(2) == 15
     assert STUDENT.images_per_device(2) == 60
@@ -107,7 +142,7 @@ def test_disk_without_labels_or_without_their_number():
 
 
 def test_a_plan_that_fits():
-    assert needs.shortages(PLAN) == []
+    assert shortages(PLAN) == []
     data, teacher, student, disk, verdict = blocks_of(PLAN)
     assert row(data, "labeled") == ["labeled", "1,500", "cifar10/train[:1500]"]
     assert row(data, "unlabeled")[1] == "48,500"
@@ -137,7 +172,7 @@ def test_a_plan_that_fits():
 
 def test_too_little_memory_names_the_model_and_a_batch_that_fits():
     plan = dataclasses.replace(PLAN, device_memory=1_000_000_000)
-    (sentence,) = needs.shortages(plan)
+    (sentence,) = shortages(plan)
     assert sentence.startswith("the student 1 needs 1.2 GB on each GPU")
     assert "--batch_size" in sentence and "\n" not in sentence
     fit = int(re.search(r"a step of (\d+) fits, not one of 120", sentence)[1])
@@ -149,21 +184,55 @@ def test_too_little_memory_names_the_model_and_a_batch_that_fits():
         )
         return dataclasses.replace(plan, trainings=(training,))
 
-    assert needs.shortages(student(fit)) == []
-    assert needs.shortages(student(fit + 2))
+    assert shortages(student(fit)) == []
+    assert shortages(student(fit + 2))
     assert f"Verdict: it does not fit\n  - {sentence}" in plan_text(plan)
 
 
 def test_too_little_memory_for_a_single_image():
     plan = dataclasses.replace(PLAN, device_memory=30_000_000)
-    sentences = needs.shortages(plan)
+    sentences = shortages(plan)
     assert len(sentences) == 2
     assert all("not even one image fits" in text for text in sentences)
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "flags"),
+    [
+        (0.98, "--rematerialize"),
+        (0.5, "--rematerialize --accumulation_steps=3"),
+        (0.2, "--rematerialize --accumulation_steps=15"),
+        (0.085, "--rematerialize --accumulation_steps=15 --dtype=bfloat16"),
+        (0.02, None),
+    ],
+)
+def test_flags_that_would_suffice_are_named(gigabytes, flags):
+    plan = dataclasses.replace(
+        PLAN, trainings=(STUDENT,), device_memory=int(gigabytes * 1e9)
+    )
+    (sentence,) = shortages(plan)
+    named = re.search(r"give (.*), with which it is", sentence)
+    assert (named and named[1]) == flags, sentence
+    if not flags:
+        assert "choose a smaller network" in sentence
+        return
+    settings = {"rematerialize": True}
+    if steps := re.search(r"steps=(\d+)", flags):
+        settings["accumulation_steps"] = int(steps[1])
+    if "bfloat16" in flags:
+        settings["dtype"] = "bfloat16"
+    training = dataclasses.replace(STUDENT, **settings)
+    plan = dataclasses.replace(plan, trainings=(training,))
+    assert shortages(plan) == []
+    block = blocks_of(plan)[1]
+    assert "one block at a time" in block
+    assert ("in bfloat16, those for" in block) == ("bfloat16" in flags)
+    assert (" parts:" in block) == ("steps" in flags)
+
+
 def test_too_little_disk():
     plan = dataclasses.replace(PLAN, free_disk=80_000_000)
-    (sentence,) = needs.shortages(plan)
+    (sentence,) = shortages(plan)
     # Checkpoints 80.8, models 8.2, labels 1.2.
     assert "90.1 MB" in sentence and "80.0 MB are free" in sentence
     assert "--workdir" in sentence
@@ -171,7 +240,7 @@ def test_too_little_disk():
 
 def test_nobody_knows():
     plan = dataclasses.replace(PLAN, device="TPU", device_memory=None)
-    assert needs.shortages(plan) == []
+    assert shortages(plan) == []
     assert "compare the memory of a TPU yourself" in plan_text(plan)
     student = dataclasses.replace(STUDENT, num_unlabeled=None)
     plan = dataclasses.replace(PLAN, trainings=(student,))

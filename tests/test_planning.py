@@ -10,7 +10,7 @@ from noisy_student import planning
 from noisy_student.config import Config
 from noisy_student.errors import UserError
 from noisy_student.reporting.needs import disk_needs
-from noisy_student.reporting.needs import shortages
+from noisy_student.reporting.shortages import shortages
 
 RECIPES = sorted((REPOSITORY / "flags").glob("*.flags"))
 

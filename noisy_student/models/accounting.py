@@ -11,6 +11,28 @@ import dataclasses
 import math
 
 from noisy_student.models import efficientnet
+from noisy_student.models import mbconv
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What the stem, a block or the end keeps for its gradients.
+
+    In float values of one image. Where activations are bfloat16, some stay
+    float32: the inputs of BatchNormalizations, which compute in it, and that
+    of the last layer.
+
+    Attributes:
+        inputs: What it computes from, which no other part counts.
+        inside: What else it keeps.
+        float32_inside: How much of `inside` stays float32.
+        largest: The largest single tensor of `inside`.
+    """
+
+    inputs: int
+    inside: int
+    float32_inside: int
+    largest: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +47,30 @@ class Costs:
             (depthwise and squeeze-and-excitation included) and the last
             layer; what the EfficientNet paper calls FLOPS. Biases,
             normalization, activations and pooling are not counted.
-        activations: Float values of one image that stay in memory from the
-            way forward until the gradients have used them, as TensorFlow's
-            graph keeps them: the inputs of all convolutions, of the last
-            layer, of each BatchNormalization and of each swish, and both
-            factors of each squeeze-and-excitation. Gradients, which come and
-            go, the loss and the masks of the noise are not counted.
-        blocks: L, the number of MBConv blocks.
+        parts: The `Part`s: the stem, each block, and what follows them.
     """
 
     parameters: int
     statistics: int
     multiply_adds: int
-    activations: int
-    blocks: int
+    parts: tuple[Part, ...]
+
+    @property
+    def activations(self):
+        """Float values of one image that the gradients need.
+
+        They stay in memory from the way forward until the gradients have used
+        them, as TensorFlow's graph keeps them: the inputs of all convolutions,
+        of the last layer, of each BatchNormalization and of each swish, and
+        both factors of each squeeze-and-excitation. Gradients, which come and
+        go, the loss and the masks of the noise are not counted.
+        """
+        return sum(part.inputs + part.inside for part in self.parts)
+
+    @property
+    def blocks(self):
+        """L, the number of MBConv blocks."""
+        return len(self.parts) - 2
 
 
 def costs(
@@ -77,11 +109,13 @@ def costs(
 
     tally = _Tally()
     # The normalized pixels are the input of the first convolution.
-    tally.keep(3 * image_size**2)
+    tally.begin(3 * image_size**2)
     side = _halved(image_size)
     channels = efficientnet.round_filters(efficientnet.STEM_FILTERS, width)
     tally.conv(3, channels, 3, side)
-    tally.keep(channels * side**2, times=3)
+    tally.keep(channels * side**2, float32=True)
+    tally.keep(channels * side**2)
+    tally.begin(channels * side**2)
     stages = efficientnet.scaled_stages(width, depth, small_images)
     for stage in stages:
         for repeat in range(stage.repeats):
@@ -91,15 +125,15 @@ def costs(
     top = efficientnet.round_filters(efficientnet.TOP_FILTERS, width)
     tally.conv(channels, top, 1, side)
     # What follows this swish is a mean over the pixels, which needs no input.
-    tally.keep(top * side**2, times=2)
+    tally.keep(top * side**2, float32=True)
+    tally.keep(top * side**2)
     tally.dense(top, num_classes)
-    tally.keep(top)
+    tally.keep(top, float32=True)
     return Costs(
         parameters=tally.parameters,
         statistics=tally.statistics,
         multiply_adds=tally.multiply_adds,
-        activations=tally.activations,
-        blocks=sum(stage.repeats for stage in stages),
+        parts=tuple(Part(**part) for part in tally.parts),
     )
 
 
@@ -110,7 +144,7 @@ class _Tally:
         self.parameters = 0
         self.statistics = 0
         self.multiply_adds = 0
-        self.activations = 0
+        self.parts = []
 
     def conv(self, fan_in, filters, kernel_size, side):
         """A convolution without bias, and its BatchNormalization."""
@@ -124,9 +158,18 @@ class _Tally:
         self.parameters += fan_in * units + units
         self.multiply_adds += fan_in * units
 
-    def keep(self, size, times=1):
-        """Tensors that the gradients will ask for."""
-        self.activations += times * size
+    def begin(self, size):
+        """A part of the network, from its input."""
+        self.parts.append(
+            {"inputs": size, "inside": 0, "float32_inside": 0, "largest": 0}
+        )
+
+    def keep(self, size, float32=False):
+        """A tensor that the gradients will ask for."""
+        part = self.parts[-1]
+        part["inside"] += size
+        part["float32_inside"] += size * float32
+        part["largest"] = max(part["largest"], size)
 
     def block(self, stage, stride, channels, side):
         """An MBConv block.
@@ -141,18 +184,24 @@ class _Tally:
             H = W of its output.
         """
         expanded = channels * stage.expand_ratio
+
         # Of a convolution, its BatchNormalization and its swish, all three
         # outputs: swish recomputes what it needs from its input.
+        def keep_expanded():
+            self.keep(expanded * side**2, float32=True)
+            self.keep(expanded * side**2)
+            self.keep(expanded * side**2)
+
         if stage.expand_ratio != 1:
             self.conv(channels, expanded, 1, side)
-            self.keep(expanded * side**2, times=3)
+            keep_expanded()
         if stride == 2:
             side = _halved(side)
         # A depthwise filter sees one channel.
         self.conv(1, expanded, stage.kernel_size, side)
-        self.keep(expanded * side**2, times=3)
+        keep_expanded()
 
-        squeezed = max(1, int(channels * efficientnet.SQUEEZE_RATIO))
+        squeezed = max(1, int(channels * mbconv.SQUEEZE_RATIO))
         self.dense(expanded, squeezed)
         self.dense(squeezed, expanded)
         # The mean, the squeezed values before and after swish, the gates.
@@ -161,9 +210,10 @@ class _Tally:
         self.keep(expanded * side**2)
 
         self.conv(expanded, stage.filters, 1, side)
-        # The input of its BatchNormalization, and what the next block gets;
+        # The input of its BatchNormalization, and what the next part gets;
         # in between, dropping and adding need no values.
-        self.keep(stage.filters * side**2, times=2)
+        self.keep(stage.filters * side**2, float32=True)
+        self.begin(stage.filters * side**2)
         return side
 
 

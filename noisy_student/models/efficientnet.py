@@ -14,8 +14,8 @@ import sys
 
 import keras
 
-from noisy_student.models.stochastic_depth import Dropout
-from noisy_student.models.stochastic_depth import StochasticDepth
+from noisy_student.models.mbconv import LayerFactory
+from noisy_student.models.mbconv import mbconv
 from noisy_student.models.stochastic_depth import stochastic_depth_rates
 
 # Keras walks through a network by recursion, ten calls for each block: with
@@ -75,6 +75,9 @@ class Stage:
     filters: int
 
 
+# Keras's name for each dtype that the activations can have.
+DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
 # EfficientNet-B0 (arXiv:1905.11946, table 1).
 STAGES = (
     Stage(repeats=1, kernel_size=3, stride=1, expand_ratio=1, filters=16),
@@ -87,7 +90,6 @@ STAGES = (
 )
 STEM_FILTERS = 32
 TOP_FILTERS = 1280
-SQUEEZE_RATIO = 0.25
 
 
 def round_filters(filters, width):
@@ -147,6 +149,7 @@ def build_model(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     batch_norm_momentum=0.99,
+    dtype="float32",
 ):
     """Build an EfficientNet that eats pixels and returns logits.
 
@@ -167,13 +170,18 @@ def build_model(
         std: Three floats on the 0..255 scale, divided by.
         batch_norm_momentum: Of the moving statistics; 0.99 in the paper,
             smaller for runs of a few hundred steps.
+        dtype: Of the activations, `float32` or `bfloat16`. Weights, moving
+            statistics, normalization of pixels and logits are float32 always,
+            and BatchNormalization computes in it (Keras's `mixed_bfloat16`).
+            It is each layer's own: Keras's global policy is neither asked nor
+            changed.
 
     Returns:
         A `keras.Model` from pixels in `[0, 255]`, uint8 or float,
         `(N, H, W, 3)`, to float32 logits `(N, C)`.
 
     Raises:
-        ValueError: For an unknown variant.
+        ValueError: For an unknown variant or dtype.
 
     Reference: arXiv:1905.11946; noisystudent/efficientnet_model.py.
     """
@@ -181,13 +189,17 @@ def build_model(
         raise ValueError(
             f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}"
         )
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}"
+        )
     defaults = VARIANTS[variant]
     width = defaults.width if width is None else width
     depth = defaults.depth if depth is None else depth
     image_size = defaults.image_size if image_size is None else image_size
     if dropout_rate is None:
         dropout_rate = defaults.dropout_rate
-    make = _LayerFactory(batch_norm_momentum)
+    make = LayerFactory(batch_norm_momentum, DTYPES[dtype])
 
     # Declared float32: Keras casts uint8 pixels on the device, so the host
     # still sends one byte a value, and float pixels lose nothing.
@@ -210,7 +222,7 @@ def build_model(
     )
     for number, stage in enumerate(stages, start=1):
         for repeat in range(stage.repeats):
-            x = _mbconv(
+            x = mbconv(
                 x,
                 make,
                 stage,
@@ -223,8 +235,8 @@ def build_model(
     x = make.bn("top_bn")(x)
     x = make.swish("top_activation")(x)
     if include_top:
-        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = Dropout(dropout_rate, name="top_dropout")(x)
+        x = make.average("avg_pool")(x)
+        x = make.dropout(dropout_rate, "top_dropout")(x)
         x = keras.layers.Dense(
             num_classes,
             # U(-1/sqrt(C), 1/sqrt(C)), as the official dense initializer.
@@ -258,92 +270,7 @@ def blocks_of(network):
     return list(blocks.values())
 
 
-class _LayerFactory:
-    """The few layers that an EfficientNet repeats, configured once."""
-
-    def __init__(self, batch_norm_momentum):
-        self.batch_norm_momentum = batch_norm_momentum
-
-    # N(0, sqrt(2 / fan_out)), not truncated (official code,
-    # conv_kernel_initializer). A fresh one for each layer: an initializer
-    # that is used twice gives the same numbers twice.
-    def _initializer(self):
-        return keras.initializers.VarianceScaling(
-            2.0, mode="fan_out", distribution="untruncated_normal"
-        )
-
-    def conv(self, filters, kernel_size, name, strides=1):
-        return keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=self._initializer(),
-            name=name,
-        )
-
-    def se_conv(self, filters, activation, name):
-        return keras.layers.Conv2D(
-            filters,
-            1,
-            activation=activation,
-            kernel_initializer=self._initializer(),
-            name=name,
-        )
-
-    def depthwise_conv(self, kernel_size, name, strides):
-        return keras.layers.DepthwiseConv2D(
-            kernel_size,
-            strides=strides,
-            padding="same",
-            use_bias=False,
-            depthwise_initializer=self._initializer(),
-            name=name,
-        )
-
-    def bn(self, name):
-        return keras.layers.BatchNormalization(
-            momentum=self.batch_norm_momentum, epsilon=1e-3, name=name
-        )
-
-    def swish(self, name):
-        return keras.layers.Activation("swish", name=name)
-
-
 def _letters(repeat):
     """`a`, `b`, ... for repeat 0, 1, ..., as in `keras.applications`."""
     # l2 repeats a stage 22 times, so 26 letters are enough.
     return chr(ord("a") + repeat)
-
-
-def _mbconv(x, make, stage, *, stride, drop_rate, name):
-    """Mobile inverted bottleneck with squeeze-and-excitation."""
-    inputs = x
-    input_filters = x.shape[-1]
-    expanded_filters = input_filters * stage.expand_ratio
-    if stage.expand_ratio != 1:
-        x = make.conv(expanded_filters, 1, name + "expand_conv")(x)
-        x = make.bn(name + "expand_bn")(x)
-        x = make.swish(name + "expand_activation")(x)
-
-    x = make.depthwise_conv(stage.kernel_size, name + "dwconv", stride)(x)
-    x = make.bn(name + "bn")(x)
-    x = make.swish(name + "activation")(x)
-
-    # A quarter of the block's *input* channels, whatever the expansion.
-    squeezed_filters = max(1, int(input_filters * SQUEEZE_RATIO))
-    se = keras.layers.GlobalAveragePooling2D(
-        keepdims=True, name=name + "se_squeeze"
-    )(x)
-    se = make.se_conv(squeezed_filters, "swish", name + "se_reduce")(se)
-    se = make.se_conv(expanded_filters, "sigmoid", name + "se_expand")(se)
-    x = keras.layers.Multiply(name=name + "se_excite")([x, se])
-
-    x = make.conv(stage.filters, 1, name + "project_conv")(x)
-    x = make.bn(name + "project_bn")(x)
-    if stride == 1 and input_filters == stage.filters:
-        if drop_rate > 0:
-            x = StochasticDepth(drop_rate, name=name + "drop")(x)
-        x = keras.layers.Add(name=name + "add")([x, inputs])
-    return x

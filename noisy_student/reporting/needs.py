@@ -3,15 +3,15 @@
 
 Arithmetic on plain numbers; nothing is built, read or measured here.
 `models/accounting.py` counts what a network costs, and `plan.py` makes a text
-of it. Memory is that of a training step in float32, as TensorFlow's graph
-holds it; labeling and evaluating need less.
+of it. Memory is that of a training step, as TensorFlow's graph holds it;
+labeling and evaluating need less.
 """
 
 import dataclasses
 import math
 from typing import Any
 
-FLOAT = 4  # bytes
+FLOAT, HALF = 4, 2  # bytes
 # TensorFlow's own memory on a CPU, for each block of a network: the graph of
 # the step and its executor. Measured for 7 to 55 blocks: 22 to 29 MB.
 GRAPH_BYTES_PER_BLOCK = 27_000_000
@@ -50,6 +50,9 @@ class Training:
         num_unlabeled: Pseudo-labeled images in a pass, duplicates counted, or
             None if that is not known yet.
         online_teacher: `Costs` of a teacher that labels in the step, or None.
+        dtype: Of the activations, `float32` or `bfloat16`.
+        rematerialize: Whether blocks are computed again for their gradients.
+        accumulation_steps: N, the parts in which a step computes its batch.
     """
 
     name: str
@@ -62,6 +65,9 @@ class Training:
     num_labeled: int
     num_unlabeled: int | None = None
     online_teacher: Any = None
+    dtype: str = "float32"
+    rematerialize: bool = False
+    accumulation_steps: int = 1
 
     @property
     def images_per_step(self):
@@ -104,9 +110,17 @@ class Plan:
 
 
 def memory_per_device(
-    costs, images, image_size, *, on_cpu=False, online_teacher=None
+    costs,
+    images,
+    image_size,
+    *,
+    dtype="float32",
+    rematerialize=False,
+    accumulation_steps=1,
+    on_cpu=False,
+    online_teacher=None,
 ):
-    """Bytes that a training step holds on one device at its peak, in float32.
+    """Bytes that a training step holds on one device at its peak.
 
     How good it is: `benchmarks/memory_estimate.py` compares it with the peak
     of real steps of seven networks on a CPU. They take 0.88 to 1.04 times the
@@ -120,6 +134,9 @@ def memory_per_device(
         costs: A `Costs` of `models/accounting.py`.
         images: Images of a step on this device: (B + U) / R.
         image_size: Pixels.
+        dtype: Of the activations, `float32` or `bfloat16`.
+        rematerialize: Whether blocks are computed again for their gradients.
+        accumulation_steps: N, the parts in which a step computes its batch.
         on_cpu: Whether TensorFlow's own memory counts: on other devices it is
             the host's.
         online_teacher: `Costs` of a teacher that labels in the step, or None;
@@ -130,6 +147,8 @@ def memory_per_device(
     """
     weights = FLOAT * costs.parameters
     statistics = FLOAT * costs.statistics
+    activations = activations_per_image(costs, dtype, rematerialize)
+    pixels = 3 * image_size**2 * images
     memory = {
         "weights": weights,
         "statistics": statistics,
@@ -140,15 +159,53 @@ def memory_per_device(
         # The new values of many variables exist before the first is assigned:
         # measured, 1.3 to 1.6 times the weights, if no activations are left.
         "update": weights,
-        "activations": FLOAT * costs.activations * images,
-        "pixels": 3 * image_size**2 * images,
+        "activations": activations * math.ceil(images / accumulation_steps),
+        "pixels": pixels,
     }
+    if accumulation_steps > 1:
+        # The sum of the gradients so far.
+        memory["accumulated"] = weights
+        # The batch as it comes, and in parts.
+        memory["pixels"] = 2 * pixels
     if online_teacher:
         values = online_teacher.parameters + online_teacher.statistics
         memory["online_teacher"] = FLOAT * values
     if on_cpu:
         memory["program"] = GRAPH_BYTES_PER_BLOCK * costs.blocks
     return memory
+
+
+def activations_per_image(costs, dtype, rematerialize):
+    """Bytes that one image needs between its way forward and its gradients.
+
+    Args:
+        costs: A `Costs` of `models/accounting.py`.
+        dtype: `float32` or `bfloat16`, of what has no need of float32.
+        rematerialize: Whether blocks are computed again: then the inputs of
+            the blocks stay, and at the peak one block beside them.
+
+    Returns:
+        Integer.
+    """
+
+    def size(values, float32=0):
+        if dtype == "float32":
+            return FLOAT * values
+        return HALF * (values - float32) + FLOAT * float32
+
+    if not rematerialize:
+        return sum(
+            size(part.inputs + part.inside, part.float32_inside)
+            for part in costs.parts
+        )
+    peak = inputs = 0
+    # The gradients come from the end: later inputs are freed by then.
+    for part in costs.parts:
+        inputs += size(part.inputs)
+        inside = size(part.inside, part.float32_inside)
+        # Nothing that is freed elsewhere makes room for the gradients.
+        peak = max(peak, inputs + inside + FLOAT * part.largest)
+    return peak
 
 
 def disk_needs(plan):
@@ -179,64 +236,19 @@ def disk_needs(plan):
     }
 
 
-def shortages(plan):
-    """What the machine lacks.
-
-    Args:
-        plan: A `Plan`.
-
-    Returns:
-        List of sentences, each naming what is short and the way out; empty if
-        everything fits or nobody knows.
-    """
-    found = [_memory_shortage(training, plan) for training in plan.trainings]
-    needs = disk_needs(plan)
-    labels = (needs["labels"] or 0) * plan.num_labelings
-    total = labels + needs["checkpoints"] + needs["models"]
-    if plan.free_disk is not None and total > plan.free_disk:
-        found.append(
-            f"the run will fill {bytes_text(total)} of the workdir's disk "
-            f"({bytes_text(labels)} of them labels), and "
-            f"{bytes_text(plan.free_disk)} are free: choose a --workdir on a "
-            "larger disk"
-        )
-    return [sentence for sentence in found if sentence]
-
-
-def memory_of(training, plan):
-    """`memory_per_device` of a training."""
+def memory_of(training, plan, **changes):
+    """`memory_per_device` of a training, or of a changed one."""
+    settings = {
+        name: getattr(training, name)
+        for name in ("dtype", "rematerialize", "accumulation_steps")
+    }
     return memory_per_device(
         training.costs,
         training.images_per_device(plan.num_devices),
         training.image_size,
         on_cpu=plan.device == "CPU",
         online_teacher=training.online_teacher,
-    )
-
-
-def _memory_shortage(training, plan):
-    """A sentence, or None."""
-    memory, available = memory_of(training, plan), plan.device_memory
-    total = sum(memory.values())
-    if available is None or total <= available:
-        return None
-    images = training.images_per_device(plan.num_devices)
-    by_images = memory["activations"] + memory["pixels"]
-    fit = int((available - (total - by_images)) / (by_images / images))
-    if fit >= 1:
-        advice = (
-            f"a step of {fit * plan.num_devices:,} fits, not one of "
-            f"{training.images_per_step:,} images: lower --batch_size or "
-            "--unlabeled_ratio, or use more devices"
-        )
-    else:
-        advice = (
-            "not even one image fits: choose a smaller network or a smaller "
-            "--image_size"
-        )
-    return (
-        f"the {training.name} needs {bytes_text(total)} on each {plan.device}, "
-        f"which has {bytes_text(available)}; {advice}"
+        **{**settings, **changes},
     )
 
 

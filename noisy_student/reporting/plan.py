@@ -4,7 +4,7 @@
 from noisy_student.reporting.needs import bytes_text
 from noisy_student.reporting.needs import disk_needs
 from noisy_student.reporting.needs import memory_of
-from noisy_student.reporting.needs import shortages
+from noisy_student.reporting.shortages import shortages
 
 # Forward, the gradient of the inputs and that of the weights cost the same;
 # a multiply-add is two operations.
@@ -20,6 +20,7 @@ _MEMORY_TEXTS = {
     "average": "moving average of both",
     "optimizer": "optimizer, 2 values a weight",
     "gradients": "gradients",
+    "accumulated": "sum of gradients over the parts",
     "update": "new values while they are written",
     "activations": "activations",
     "pixels": "pixels",
@@ -103,15 +104,18 @@ def _training_lines(training, plan):
     )
     memory = memory_of(training, plan)
     images = training.images_per_device(plan.num_devices)
+    parts = ""
+    if training.accumulation_steps > 1:
+        parts = f" in {training.accumulation_steps} parts"
     rows.append(
         (
             "memory",
             bytes_text(sum(memory.values())),
-            f"on {devices}, for {images:,} images a step:",
+            f"on {devices}, for {images:,} images a step{parts}:",
         )
     )
     rows += [
-        ("", bytes_text(size), _MEMORY_TEXTS[item])
+        ("", bytes_text(size), _memory_text(item, training))
         for item, size in memory.items()
     ]
     title = (
@@ -119,6 +123,15 @@ def _training_lines(training, plan):
         f"{training.variant.upper()} at {training.image_size} pixels"
     )
     return [title, *_table(rows)]
+
+
+def _memory_text(item, training):
+    text = _MEMORY_TEXTS[item]
+    if item == "activations" and training.dtype != "float32":
+        text += f" in {training.dtype}, those for BatchNormalization in float32"
+    if item == "activations" and training.rematerialize:
+        text += ", one block at a time"
+    return text
 
 
 def _batch_text(training):

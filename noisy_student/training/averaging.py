@@ -10,6 +10,8 @@ random initialization after ten thousand steps.
 import keras
 from keras import ops
 
+from noisy_student.training import accumulation
+
 
 def ema_decay_at(num_updates, decay):
     """Decay of the average at an update.
@@ -42,11 +44,23 @@ class AveragedModel(keras.Model):
             the weights.
         online_teacher: `OnlineTeacher` that fills in the targets of each
             batch, if they are not stored.
+        accumulation_steps: N, the parts in which a step computes its batch.
+        num_labeled: Labeled rows of a part on each replica, if there are
+            several parts.
+        forward: Function from pixels to logits that stands for the network in
+            training: the same numbers from the same weights in less memory.
         **kwargs: Of `keras.Model`.
     """
 
     def __init__(
-        self, network, ema_decay=0.9999, online_teacher=None, **kwargs
+        self,
+        network,
+        ema_decay=0.9999,
+        online_teacher=None,
+        accumulation_steps=1,
+        num_labeled=0,
+        forward=None,
+        **kwargs,
     ):
         # A name of its own, so that checkpoints do not depend on how many
         # models the process has built before.
@@ -57,6 +71,9 @@ class AveragedModel(keras.Model):
         # noised one a checkpoint needs the state of the noise.
         self.online_teacher = online_teacher
         self.teacher_noise = online_teacher.noise if online_teacher else []
+        self.accumulation_steps = accumulation_steps
+        self.num_labeled = num_labeled
+        self.forward = forward
         # All replicas hold the same trained weights, so taking the first one's
         # average spares an all-reduce per variable and step. Of
         # BatchNormalization's statistics, which Keras keeps per replica, it
@@ -88,12 +105,22 @@ class AveragedModel(keras.Model):
     def call(self, inputs, training=None):
         # Beside the pixels there may be those of an on-line teacher.
         pixels = inputs["pixels"] if isinstance(inputs, dict) else inputs
+        if training and self.forward:
+            return self.forward(pixels)
         return self.network(pixels, training=training)
 
     def train_step(self, data):
-        if self.online_teacher:
-            data = self.online_teacher.complete(data)
-        logs = super().train_step(data)
+        complete = self.online_teacher and self.online_teacher.complete
+        if self.accumulation_steps > 1:
+            logs = accumulation.train_step(
+                self,
+                data,
+                steps=self.accumulation_steps,
+                num_labeled=self.num_labeled,
+                complete=complete,
+            )
+        else:
+            logs = super().train_step(complete(data) if complete else data)
         self._update_averages()
         return logs
 

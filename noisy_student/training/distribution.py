@@ -101,24 +101,32 @@ def device_memory(strategy):
     return memory // strategy.num_replicas_in_sync
 
 
-def check_divisible(num_replicas, **batch_sizes):
-    """Refuse global batches that the replicas cannot share evenly.
+def check_divisible(num_replicas, accumulation_steps=1, **batch_sizes):
+    """Refuse global batches that cannot be shared evenly.
 
     Args:
         num_replicas: R.
+        accumulation_steps: N, the parts in which each replica computes its
+            share.
         **batch_sizes: Global batch sizes by the name to show; zeros pass.
 
     Raises:
         UserError: Naming the batch and the nearest sizes that work.
     """
+    divisor = num_replicas * accumulation_steps
+    where = [f"among {num_replicas} devices"] if num_replicas > 1 else []
+    other = ""
+    if accumulation_steps > 1:
+        where.append(f"into {accumulation_steps} parts")
+        other = f", or change --accumulation_steps={accumulation_steps}"
     for name, size in batch_sizes.items():
-        if size % num_replicas:
-            lower = size // num_replicas * num_replicas
-            nearest = [n for n in (lower, lower + num_replicas) if n]
+        if size % divisor:
+            lower = size // divisor * divisor
+            nearest = [n for n in (lower, lower + divisor) if n]
             raise UserError(
-                f"the {name} batch of {size} images does not divide among "
-                f"{num_replicas} devices: make it "
-                f"{' or '.join(map(str, nearest))}"
+                f"the {name} batch of {size} images does not divide "
+                f"{' and '.join(where)}: make it "
+                f"{' or '.join(map(str, nearest))}{other}"
             )
 
 

@@ -25,6 +25,8 @@ def make_trainable(
     num_labeled,
     unlabeled_ratio=0.0,
     online_teacher=None,
+    accumulation_steps=1,
+    forward=None,
     jit_compile=False,
 ):
     """Compile a network for training as the official code does.
@@ -36,16 +38,27 @@ def make_trainable(
         learning_rate: Float or schedule.
         weight_decay: Strength of the L2 term, on all but BatchNormalization.
         ema_decay: Limit of the average's decay.
-        num_labeled: Labeled rows of a batch on each replica; 0 without any.
+        num_labeled: Labeled rows of a batch, or of each part of it, on each
+            replica; 0 without any.
         unlabeled_ratio: Weight of the pseudo-labeled part; 0 without one.
         online_teacher: `OnlineTeacher` that makes the targets of the
             pseudo-labeled part, if they are not stored.
+        accumulation_steps: In how many parts, one after the other, a step
+            computes its batch.
+        forward: As in `AveragedModel`.
         jit_compile: Whether to compile the step with XLA.
 
     Returns:
         A compiled `AveragedModel`, its optimizer built.
     """
-    model = AveragedModel(network, ema_decay, online_teacher)
+    model = AveragedModel(
+        network,
+        ema_decay,
+        online_teacher,
+        accumulation_steps=accumulation_steps,
+        num_labeled=num_labeled,
+        forward=forward,
+    )
     model.compile(
         optimizer=RMSprop(
             learning_rate,
