@@ -197,6 +197,8 @@ def timm_peers(jpegs, image_size):
             image_size,
             policy,
             batch_size=BATCH_SIZE,
+            # A few more, so that no worker is idle before the end.
+            num_batches=WARM_UP + COUNTED + 4,
             workers=len(os.sched_getaffinity(0)),
         )
         for name, policy in policies.items()

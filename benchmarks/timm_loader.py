@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-COUNT = 1 << 20  # longer than anything measured
-
 
 class Images(torch.utils.data.Dataset):
     """Encoded images over and over, transformed as timm trains."""
 
-    def __init__(self, jpegs, image_size, policy):
+    def __init__(self, jpegs, image_size, policy, count):
         self.jpegs = jpegs
+        self.count = count
         # For its prefetcher, timm's transforms end in bytes, as ours do.
         self.transform = create_transform(
             image_size,
@@ -27,7 +26,7 @@ class Images(torch.utils.data.Dataset):
         )
 
     def __len__(self):
-        return COUNT
+        return self.count
 
     def __getitem__(self, number):
         jpeg = self.jpegs[number % len(self.jpegs)]
@@ -35,16 +34,23 @@ class Images(torch.utils.data.Dataset):
         return np.asarray(self.transform(image))
 
 
-def batches(jpegs, image_size, policy, *, batch_size, workers):
-    """Uint8 tensors `(B, 3, S, S)`, made by worker processes."""
+def batches(jpegs, image_size, policy, *, batch_size, num_batches, workers):
+    """Yield uint8 tensors `(B, 3, S, S)`, made by worker processes."""
     # `spawn`: TensorFlow's threads do not survive a fork.
-    return torch.utils.data.DataLoader(
-        Images(jpegs, image_size, policy),
+    loader = torch.utils.data.DataLoader(
+        Images(jpegs, image_size, policy, num_batches * batch_size),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=stack,
         multiprocessing_context="spawn",
     )
+    remaining = iter(loader)
+    try:
+        yield from remaining
+    finally:
+        # Workers that are stopped at work abort, with a message.
+        for _ in remaining:
+            pass
 
 
 def stack(images):

@@ -212,6 +212,9 @@ def test_a_damaged_top_file_is_named(tmp_path):
     np.save(labels.top_path(1), np.zeros(3, np.float16))
     with pytest.raises(UserError, match="top-00001"):
         labels.confidences()
+    np.save(labels.copies_path(1), np.zeros(4, np.uint32))
+    with pytest.raises(UserError, match="copies-00001.*select again"):
+        labels.num_selected()
 
 
 def test_from_the_flag_to_the_students_batch(tmp_path):

@@ -124,7 +124,7 @@ class LabelStore:
     def read_copies(self, shard):
         """uint32 `(N_i,)`, how often each is shown, memory-mapped."""
         row = np.dtype(np.uint32)
-        return self._read_array(self.copies_path(shard), shard, row)
+        return self._read_array(self.copies_path(shard), shard, row, "select")
 
     def write_copies(self, copies, summary):
         """Store a selection over all shards; the summary comes last.
@@ -189,14 +189,14 @@ class LabelStore:
             yield shard, slice(first, first + size)
             first += size
 
-    def _read_array(self, path, shard, row):
+    def _read_array(self, path, shard, row, mode="label"):
         """The rows of a shard, checked to be what they should be."""
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         shape = (self.shard_sizes[shard], *row.shape)
         if array.shape != shape or array.dtype != row.base:
             raise UserError(
                 f"{path} holds {array.dtype} {array.shape}, expected "
-                f"{row.base} {shape}: delete it and label again"
+                f"{row.base} {shape}: delete it and {mode} again"
             )
         return array
 
