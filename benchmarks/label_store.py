@@ -208,16 +208,15 @@ def label(num_shards, size, num_classes):
     )
     with tempfile.TemporaryDirectory() as folder:
         labels = LabelStore(folder, source.shard_sizes, num_classes)
-        for shard in range(num_shards):
-            probs, _ = predict.predict_shard(
-                predictor,
-                source,
-                shard,
-                num_classes=num_classes,
-                image_size=32,
-                augment=augment,
-                batch_size=256,
-            )
+        for shard, probs, _ in predict.predict_shards(
+            predictor,
+            source,
+            range(num_shards),
+            num_classes=num_classes,
+            image_size=32,
+            augment=augment,
+            batch_size=256,
+        ):
             labels.write_probs(shard, probs)
             if shard == 0:
                 first, started = resident("VmHWM"), time.process_time()

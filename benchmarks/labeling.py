@@ -3,20 +3,17 @@
 
     python -m benchmarks.labeling
     python -m benchmarks.labeling --images=FILE.tar --variant=b0
-    python -m benchmarks.labeling --memory
 
 A CPU does both with the same cores: labeling can be no faster than the sum of
 both times. An accelerator can hide the shorter one behind the longer. The
 ratio is of the images a second that follow from this, so 1 is the most.
 
-`--memory` labels a growing number of small images, and prints the most memory
-that the process has held: it must not grow with them.
+That memory does not grow with the images, `benchmarks.label_store` shows.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import time
 
@@ -46,16 +43,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--count", type=int, default=1024, help="Images.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
-    if arguments.memory:
-        memory()
-    else:
-        speed(arguments)
-
-
-def speed(arguments):
-    """Labeling, decoding and predicting in turns."""
     jpegs = measuring.load_jpegs(arguments.images)
     source = source_of([jpegs[i % len(jpegs)] for i in range(arguments.count)])
     image_size = (
@@ -162,22 +150,6 @@ def seconds_of(work):
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def memory():
-    """Label more and more small images in this process."""
-    png = tf.io.encode_png(np.zeros((16, 16, 3), np.uint8)).numpy()
-    network = efficientnet.build_model(
-        "b0", 10, image_size=16, width=0.1, depth=0.1, small_images=True
-    )
-    peaks = {}
-    for count in (10_000, 30_000, 100_000):
-        Labeling(source_of([png] * count), network, 256).everything()
-        # Linux counts in KiB.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        peaks[count] = round(peak)
-        print(f"{count:>8} images: peak {peak:.0f} MiB", flush=True)
-    print(json.dumps(peaks))
 
 
 if __name__ == "__main__":
