@@ -127,9 +127,10 @@ def memory_per_device(
     sum, if the heap gives back what is freed. glibc's, as it comes, keeps
     freed pieces: 0.9 to 1.2 times, and 1.6 times where the weights outweigh
     the activations. With bfloat16, parts and blocks computed again they take
-    0.91 to 1.05 times the sum (`benchmarks/large_models.py`). On GPUs and TPUs nothing was measured: XLA, where it
-    compiles the step, merges operations and may keep less, and cuDNN's
-    workspace comes on top. Finetuning with frozen blocks needs less.
+    0.91 to 1.05 times the sum (`benchmarks/large_models.py`). On GPUs and TPUs
+    nothing was measured: XLA, where it compiles the step, merges operations
+    and may keep less, and cuDNN's workspace comes on top. Finetuning with
+    frozen blocks needs less.
 
     Args:
         costs: A `Costs` of `models/accounting.py`.
