@@ -108,10 +108,16 @@ def test_rematerialization_keeps_inputs_and_one_part():
     assert found == 4 * (1000 + 4000 + 500)
 
 
+def test_more_of_a_graph():
+    changes = {"rematerialize": True, "accumulation_steps": 3}
+    on_cpu = needs.memory_per_device(COSTS, 7, 100, on_cpu=True, **changes)
+    assert on_cpu["program"] == 16 * (27_000_000 + 2 * 5_000_000)
+
+
 def test_parts_of_a_batch_need_a_sum_of_gradients():
     memory = needs.memory_per_device(COSTS, 7, 100, accumulation_steps=3)
     assert memory["activations"] == 3 * 20_000_000  # of 3 + 2 + 2 images
-    assert memory["accumulated"] == 4_000_000
+    assert memory["accumulated"] == 8_000_000
     # The batch as it comes and cut.
     assert memory["pixels"] == 2 * 7 * 100 * 100 * 3
 

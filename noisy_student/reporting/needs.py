@@ -15,6 +15,8 @@ FLOAT, HALF = 4, 2  # bytes
 # TensorFlow's own memory on a CPU, for each block of a network: the graph of
 # the step and its executor. Measured for 7 to 55 blocks: 22 to 29 MB.
 GRAPH_BYTES_PER_BLOCK = 27_000_000
+# Measured likewise: a loop over parts adds 4.6 MB, and computing again 4.4 MB.
+MORE_GRAPH_BYTES_PER_BLOCK = 5_000_000
 # The newest two stay (training/checkpointing.py); a third while it is written.
 KEPT_CHECKPOINTS = 2
 
@@ -126,9 +128,11 @@ def memory_per_device(
     of real steps of seven networks on a CPU. They take 0.88 to 1.04 times the
     sum, if the heap gives back what is freed. glibc's, as it comes, keeps
     freed pieces: 0.9 to 1.2 times, and 1.6 times where the weights outweigh
-    the activations. On GPUs and TPUs nothing was measured: XLA, where it
-    compiles the step, merges operations and may keep less, and cuDNN's
-    workspace comes on top. Finetuning with frozen blocks needs less.
+    the activations. With bfloat16, parts and blocks computed again they take
+    0.91 to 1.05 times the sum (`benchmarks/large_models.py`). On GPUs and TPUs
+    nothing was measured: XLA, where it compiles the step, merges operations
+    and may keep less, and cuDNN's workspace comes on top. Finetuning with
+    frozen blocks needs less.
 
     Args:
         costs: A `Costs` of `models/accounting.py`.
@@ -163,15 +167,18 @@ def memory_per_device(
         "pixels": pixels,
     }
     if accumulation_steps > 1:
-        # The sum of the gradients so far.
-        memory["accumulated"] = weights
+        # Their sum so far, and the next one (measured: 2.2 times the weights).
+        memory["accumulated"] = 2 * weights
         # The batch as it comes, and in parts.
         memory["pixels"] = 2 * pixels
     if online_teacher:
         values = online_teacher.parameters + online_teacher.statistics
         memory["online_teacher"] = FLOAT * values
     if on_cpu:
-        memory["program"] = GRAPH_BYTES_PER_BLOCK * costs.blocks
+        more = rematerialize + (accumulation_steps > 1)
+        memory["program"] = costs.blocks * (
+            GRAPH_BYTES_PER_BLOCK + more * MORE_GRAPH_BYTES_PER_BLOCK
+        )
     return memory
 
 

@@ -69,7 +69,7 @@ def train_step(model, data, *, steps, num_labeled, complete=None):
 
     def add_part(number, gradients, moves):
         part = keras.tree.map_structure(lambda rows: rows[number], parts)
-        found = _gradients(model, complete(part) if complete else part)
+        found = _gradients(model, complete(part) if complete else part, steps)
         gradients = [a + b for a, b in zip(gradients, found, strict=True)]
         moved = []
         for statistic, old, move in zip(statistics, before, moves, strict=True):
@@ -92,9 +92,7 @@ def train_step(model, data, *, steps, num_labeled, complete=None):
     )
     for statistic, old, move in zip(statistics, before, moves, strict=True):
         statistic.assign(old + move / steps)
-    model.optimizer.apply_gradients(
-        zip([gradient / steps for gradient in gradients], weights, strict=True)
-    )
+    model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
     return model.get_metrics_result()
 
 
@@ -108,8 +106,11 @@ def _moving_statistics(model):
     ]
 
 
-def _gradients(model, data):
-    """What `keras.Model.train_step` does with a batch, but for the update."""
+def _gradients(model, data, steps):
+    """What `keras.Model.train_step` does with a batch, but for the update.
+
+    The gradients are those of an N-th of the loss, for their sum to be a mean.
+    """
     import tensorflow as tf
 
     images, targets = data
@@ -117,7 +118,7 @@ def _gradients(model, data):
         answers = model(images, training=True)
         # Keras divides it by the number of replicas, whose gradients it adds.
         share = model.compute_loss(images, targets, answers, training=True)
-        scaled = model.optimizer.scale_loss(share)
+        scaled = model.optimizer.scale_loss(share / steps)
     loss = share * tf.distribute.get_strategy().num_replicas_in_sync
     for metric in model.metrics:
         if metric.name == "loss":
