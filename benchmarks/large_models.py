@@ -8,8 +8,9 @@ The flags are `--dtype=bfloat16`, `--rematerialize` and
 `--accumulation_steps`. Each setting trains for a few steps on the CPU, in a
 process of its own with a heap that gives back what is freed. Memory is the
 peak of what the process holds, less what it held before the network was
-built; a step's time is the fastest of those after the first. Prints a table,
-with what `--mode=plan` expects, and the same as a line of JSON. Needs Linux.
+built. Time is what all cores work for a step, the fastest of those after the
+first. Prints a table, with what `--mode=plan` expects, and the same as a line
+of JSON. Needs Linux.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def main():
         f"EfficientNet-{arguments.variant.upper()}, {image_size} pixels, "
         f"{images} images, parts: {arguments.accumulation_steps}"
     )
-    print(f"{'':<26}{'GB':>7}{'plan':>7}{'seconds':>9}{'loss':>8}")
+    print(f"{'':<26}{'GB':>7}{'plan':>7}{'CPU s':>9}{'loss':>8}")
     rows = []
     for name, settings in cases.items():
         memory = needs.memory_per_device(
@@ -101,7 +102,7 @@ def main():
                 "setting": name,
                 "gigabytes": round(peak / 1e9, 3),
                 "planned_gigabytes": round(expected / 1e9, 3),
-                "seconds": round(seconds, 3),
+                "cpu_seconds": round(seconds, 3),
                 "loss": loss,
             }
         )
@@ -118,7 +119,7 @@ def main():
 
 
 def measure(variant, image_size, images, settings, steps):
-    """Peak bytes, seconds of a step and the last loss of a training."""
+    """Peak bytes, CPU seconds of a step and the last loss of a training."""
     tf.config.list_logical_devices()  # TensorFlow is up from here on
     before = resident("VmRSS")
     keras.utils.set_random_seed(0)
@@ -145,7 +146,7 @@ def measure(variant, image_size, images, settings, steps):
 
     class Clock(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            times.append(time.monotonic())
+            times.append(time.process_time())
 
     history = model.fit(
         batches,
