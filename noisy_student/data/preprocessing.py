@@ -217,7 +217,8 @@ def _cut(image, window):
 def _resize_bicubic(image, image_size):
     """TensorFlow 1's `resize_bicubic`: any dtype to float32 `(S, S, 3)`."""
     return tf.raw_ops.ResizeBicubic(
-        images=image[tf.newaxis],
+        # The kernel reads each pixel many times and would convert it each time.
+        images=tf.cast(image, tf.float32)[tf.newaxis],
         size=[image_size, image_size],
         align_corners=False,
         half_pixel_centers=False,
@@ -227,7 +228,16 @@ def _resize_bicubic(image, image_size):
 def to_uint8(values):
     """Clip to [0, 255], then truncate, as the official code does.
 
-    `tf.saturate_cast` does the same, with a kernel for clipping that takes as
-    long as eight of these steps (measured).
+    `tf.saturate_cast` does the same in twice the time (measured). This one
+    kernel clips, rounds halves up and casts; rounding what is less by a half is
+    truncating, and subtracting a half is exact.
     """
-    return tf.cast(tf.minimum(tf.maximum(values, 0.0), 255.0), tf.uint8)
+    quantized, _, _ = tf.raw_ops.QuantizeV2(
+        input=values - 0.5,
+        min_range=0.0,
+        max_range=255.0,
+        T=tf.quint8,
+        mode="MIN_FIRST",
+        round_mode="HALF_AWAY_FROM_ZERO",
+    )
+    return tf.bitcast(quantized, tf.uint8)
