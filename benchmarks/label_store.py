@@ -31,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
+from benchmarks import measuring
 from noisy_student.pseudo_labels.store import LabelStore
 
 SHARD = 20_000  # images
@@ -45,7 +46,9 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--num_classes", type=int, default=1000)
-    parser.add_argument("--top_k", default="1,5,10", help="A list of k.")
+    parser.add_argument(
+        "--top_k", default="1,5,10", help="A list of k, or none."
+    )
     parser.add_argument("--directory", help="On the disk that is meant.")
     parser.add_argument("--labeling", action="store_true")
     parser.add_argument("--label", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -55,7 +58,7 @@ def main():
     elif arguments.labeling:
         labeling(arguments.num_classes)
     else:
-        kinds = [None, *map(int, arguments.top_k.split(","))]
+        kinds = [None, *map(int, filter(None, arguments.top_k.split(",")))]
         storing(arguments.num_classes, kinds, arguments.directory)
 
 
@@ -219,9 +222,12 @@ def label(num_shards, size, num_classes):
         ):
             labels.write_probs(shard, probs)
             if shard == 0:
-                first, started = resident("VmHWM"), time.process_time()
+                first, started = (
+                    measuring.resident("VmHWM"),
+                    time.process_time(),
+                )
     seconds = time.process_time() - started
-    peak = resident("VmHWM")
+    peak = measuring.resident("VmHWM")
     return {
         "shards": num_shards,
         "images": count,
@@ -229,15 +235,6 @@ def label(num_shards, size, num_classes):
         "beyond": peak - first,
         "cpu_seconds_a_shard": round(seconds / (num_shards - 1), 3),
     }
-
-
-def resident(field):
-    """Bytes of this process: `VmRSS` now, `VmHWM` at their highest."""
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel does not say {field}")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import tensorflow as tf
 
+from benchmarks import measuring
 from benchmarks.memory_estimate import TIDY_HEAP
 from benchmarks.memory_estimate import in_a_fresh_process
 from benchmarks.memory_estimate import random_batches
-from benchmarks.memory_estimate import resident
 from noisy_student.models import accounting
 from noisy_student.models import efficientnet
 from noisy_student.models import rematerialization
@@ -121,7 +121,7 @@ def main():
 def measure(variant, image_size, images, settings, steps):
     """Peak bytes, CPU seconds of a step and the last loss of a training."""
     tf.config.list_logical_devices()  # TensorFlow is up from here on
-    before = resident("VmRSS")
+    before = measuring.resident("VmRSS")
     keras.utils.set_random_seed(0)
     settings = {
         "dtype": "float32",
@@ -157,7 +157,7 @@ def measure(variant, image_size, images, settings, steps):
     )
     seconds = min(b - a for a, b in zip(times, times[1:], strict=False))
     return (
-        resident("VmHWM") - before,
+        measuring.resident("VmHWM") - before,
         seconds,
         round(history.history["loss"][-1], 4),
     )

@@ -58,6 +58,27 @@ def timed(work, count):
     return count, time.perf_counter() - started
 
 
+def pyplot_for_svg():
+    """Matplotlib that draws the same file from the same figures."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not outlines
+    matplotlib.rcParams["svg.hashsalt"] = "noisy-student"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def resident(field):
+    """Bytes of this process: `VmRSS` now, `VmHWM` at their highest."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError(f"the kernel does not say {field}")
+
+
 def load_jpegs(path=None, count=256):
     """Encoded JPEGs: of a tar file, of a folder, or made up.
 

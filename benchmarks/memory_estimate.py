@@ -17,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import measuring
 from noisy_student.models import accounting
 from noisy_student.models import efficientnet
 from noisy_student.reporting import needs
@@ -72,14 +73,14 @@ def in_a_fresh_process(environment, function, *arguments):
 def measure(image_size, images, options):
     """Bytes that three training steps add to this process at their peak."""
     tf.config.list_logical_devices()  # TensorFlow is up from here on
-    before = resident("VmRSS")
+    before = measuring.resident("VmRSS")
     network = efficientnet.build_model("b0", image_size=image_size, **options)
     model = trainer.make_trainable(
         network, learning_rate=0.01, num_labeled=images
     )
     batches = random_batches(image_size, images)
     model.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
-    return resident("VmHWM") - before
+    return measuring.resident("VmHWM") - before
 
 
 def random_batches(image_size, images):
@@ -89,15 +90,6 @@ def random_batches(image_size, images):
     pixels = rng.integers(0, 256, shape, dtype="uint8")
     targets = np.eye(1000, dtype="float32")[rng.integers(0, 1000, images)]
     return tf.data.Dataset.from_tensors((pixels, targets)).repeat()
-
-
-def resident(field):
-    """Bytes of this process: `VmRSS` now, `VmHWM` at their highest."""
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel does not say {field}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import time
 
 import numpy as np
 
+from benchmarks import measuring
 from noisy_student.pseudo_labels import selection
 from noisy_student.pseudo_labels.rows import top_dtype
 from noisy_student.pseudo_labels.store import LabelStore
@@ -130,7 +131,7 @@ def measure(name, count):
     """
     # Once on a few rows, for what NumPy loads when it is first needed.
     functions(1000)[name](*made_up_rows(1000))()
-    before = resident("VmRSS")
+    before = measuring.resident("VmRSS")
     function = functions(count)[name](*made_up_rows(count))
     started, worked = time.perf_counter(), time.process_time()
     function()
@@ -141,17 +142,8 @@ def measure(name, count):
         "rows": count,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(worked, 2),
-        "bytes_a_row": round((resident("VmHWM") - before) / count, 1),
+        "bytes_a_row": round((measuring.resident("VmHWM") - before) / count, 1),
     }
-
-
-def resident(field):
-    """Bytes of this process: `VmRSS` now, `VmHWM` at their highest."""
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel does not say {field}")
 
 
 def in_a_fresh_process(name, count):
@@ -171,13 +163,7 @@ def in_a_fresh_process(name, count):
 
 def plot(records, path):
     """Draw CPU seconds over rows, both logarithmic, and bytes a row below."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not outlines
-    matplotlib.rcParams["svg.hashsalt"] = "noisy-student"  # the same each time
-    from matplotlib import pyplot
-
+    pyplot = measuring.pyplot_for_svg()
     rows = np.array([record["rows"] for record in records]) / 1e6
     seconds = np.array([record["cpu_seconds"] for record in records])
     size = [record["bytes_a_row"] for record in records]
