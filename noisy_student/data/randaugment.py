@@ -13,6 +13,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from noisy_student.data import bytewise
 from noisy_student.data import geometry
 from noisy_student.data import preprocessing
 
@@ -141,10 +142,10 @@ def apply_op(
     operations = {
         "AutoContrast": lambda: _auto_contrast(image),
         "Equalize": lambda: _equalize(image),
-        "Invert": lambda: _bytewise(tf.bitwise.invert, image),
+        "Invert": lambda: bytewise.invert(image),
         "Rotate": lambda: geometry.rotate(image, degrees, sign),
-        "Posterize": lambda: _posterize(image, int(level * 4)),
-        "Solarize": lambda: _solarize(image, int(level * 256)),
+        "Posterize": lambda: bytewise.posterize(image, int(level * 4)),
+        "Solarize": lambda: bytewise.solarize(image, int(level * 256)),
         "Color": lambda: _color(image, factor),
         "Contrast": lambda: blend_grey(image, factor),
         "Brightness": lambda: _blend(0.0, image, factor),
@@ -153,7 +154,7 @@ def apply_op(
         "ShearY": lambda: geometry.shear_y(image, shear, sign),
         "TranslateX": lambda: geometry.translate(image, pixels, sign, axis=1),
         "TranslateY": lambda: geometry.translate(image, pixels, sign, axis=0),
-        "SolarizeAdd": lambda: _solarize_add(image, int(level * 110)),
+        "SolarizeAdd": lambda: bytewise.solarize_add(image, int(level * 110)),
         "Cutout": lambda: _cut_hole(image, hole, center),
     }
     return tf.ensure_shape(operations[name](), image.shape)
@@ -220,68 +221,6 @@ def _equalize(image):
     # `gather_nd` copies single values a third faster than `gather` (measured).
     equalized = tf.gather_nd(tf.reshape(table, [768]), index[..., tf.newaxis])
     return tf.reshape(equalized, tf.shape(image))
-
-
-def _posterize(image, bits):
-    """Keep the leading bits of every value."""
-    shift = min((8 - bits) % 256, 7)  # a byte, which TensorFlow clamps to 7
-    return _bytewise(
-        lambda words: words & _spread(0xFF >> shift << shift), image
-    )
-
-
-def _solarize(image, threshold):
-    """Invert the values from the threshold on."""
-    threshold %= 256
-    if not threshold:
-        return _bytewise(tf.bitwise.invert, image)
-
-    def invert_bright(words):
-        # Bright is what has the top bit, or else gets it from the lower seven:
-        # both, if the threshold has it.
-        sums = (words & _spread(0x7F)) + _spread(-threshold % 128)
-        bright = sums | words if threshold <= 128 else sums & words
-        return words ^ _filled(bright & _spread(0x80))
-
-    return _bytewise(invert_bright, image)
-
-
-def _solarize_add(image, addition):
-    """Brighten the values below 128."""
-    addition = min(addition, 255)
-
-    def brighten_dark(words):
-        dark = tf.bitwise.invert(words) & _spread(0x80)
-        ones = tf.bitwise.right_shift(dark, np.uint64(7))
-        if addition <= 128:  # no byte overflows
-            return words + ones * np.uint64(addition)
-        sums = words + ones * np.uint64(addition - 128)
-        return sums | dark | _filled(sums & dark)
-
-    return _bytewise(brighten_dark, image)
-
-
-def _bytewise(function, image):
-    """Apply a function of uint64 words: an eighth of the steps of bytes."""
-    height, width = geometry.size_of(image)
-    length = 3 * height * width
-    missing = -length % 8
-    values = tf.reshape(image, [length])
-    if not isinstance(missing, int) or missing:
-        values = tf.pad(values, [[0, missing]])
-    words = tf.bitcast(tf.reshape(values, [-1, 8]), tf.uint64)
-    values = tf.reshape(tf.bitcast(function(words), tf.uint8), [-1])
-    return tf.reshape(tf.slice(values, [0], [length]), tf.shape(image))
-
-
-def _spread(byte):
-    """A word that has the byte eight times."""
-    return np.uint64(byte * 0x0101010101010101)
-
-
-def _filled(top_bits):
-    """255 in each byte of the words whose top bit is set, 0 in the others."""
-    return tf.bitwise.right_shift(top_bits, np.uint64(7)) * np.uint64(255)
 
 
 def _color(image, factor):
