@@ -7,6 +7,7 @@ import signal
 import sys
 
 from noisy_student import command_line
+from noisy_student import stopping
 from noisy_student.errors import UserError
 
 
@@ -17,9 +18,21 @@ def main(argv):
         argv: As `sys.argv`.
 
     Returns:
-        Exit code: 0 for success, 2 for what the user can mend, 130 when
-        interrupted.
+        Exit code: 0 for success, 2 for what the user can mend, 143 after
+        SIGTERM, 130 after Ctrl-C.
     """
+    try:
+        with stopping.signals():
+            return run(argv)
+    except stopping.Stopped as stopped:
+        print(
+            f"stopped by {stopped}; the same command goes on", file=sys.stderr
+        )
+        return stopped.exit_code
+
+
+def run(argv):
+    """`main`, but for signals."""
     try:
         config = command_line.parse(argv)
         # Only now, so that --help and a wrong flag are answered at once.
@@ -37,9 +50,6 @@ def main(argv):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
     except OSError as error:
         if not error.filename:
             raise

@@ -120,9 +120,8 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
         **predicting.accuracy_of(run, iteration),
         "image_size": image_size,
         "steps": steps,
-        "seconds": round(time.monotonic() - started, 1),
     }
-    workdir.append_result(record)
+    workdir.append_result(record, time.monotonic() - started)
     if record["top1"] is not None:
         print(
             f"  {role}: top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%} "

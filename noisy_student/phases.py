@@ -56,7 +56,8 @@ def run_mode(config):
         )
     )
     try:
-        modes[config.mode](run)
+        with run.workdir.owned():
+            modes[config.mode](run)
     except tf.errors.InvalidArgumentError as error:
         # The labels of record files are checked while they are read.
         raise (sources.label_error(error) or error) from None
@@ -74,7 +75,9 @@ def iterate(run):
         distill(run, iteration)
         if config.finetune:
             finetune(run, iteration)
-    print(console.results_table(run.workdir.results()))
+    records = run.workdir.results()
+    seconds = [run.workdir.seconds(record) for record in records]
+    print(console.results_table(records, seconds))
 
 
 def teach(run):
@@ -89,6 +92,7 @@ def label(run, iteration=None):
     iteration = prerequisites.choose_iteration(run, iteration, "label")
     teacher = iteration - 1
     prerequisites.check_model(run, teacher, "label with")
+    prerequisites.check_better_than_guessing(run, teacher)
     run.begin()
     labels = run.label_store(iteration)
     labels.begin(prerequisites.manifest(run, iteration))
@@ -103,8 +107,11 @@ def label(run, iteration=None):
         run, teacher, run.unlabeled, missing
     ):
         labels.write_probs(shard, probs)
-    if labels.read_selection() is None:
+    selected = labels.read_selection() is not None
+    if not selected:
         select(run, iteration)
+    # A run may have been killed between the two.
+    if not selected or run.workdir.find_result("label", iteration) is None:
         run.workdir.append_result(
             {
                 "phase": "label",
@@ -112,8 +119,8 @@ def label(run, iteration=None):
                 "variant": run.config.variant_of(teacher),
                 "num_examples": run.unlabeled.num_examples,
                 "num_kept": labels.read_selection()["num_kept"],
-                "seconds": round(time.monotonic() - started, 1),
-            }
+            },
+            time.monotonic() - started,
         )
     else:
         print("  all labeled and selected already")
@@ -215,9 +222,8 @@ def evaluate(run, iteration=None):
         **source,
         **accuracy,
         "image_size": image_size,
-        "seconds": round(time.monotonic() - started, 1),
     }
-    run.workdir.append_result(record)
+    run.workdir.append_result(record, time.monotonic() - started)
     print(
         f"{role.capitalize()} ({record['variant']} at {image_size} pixels) on "
         f"all {record['num_examples']} images of {run.evaluation.name}: "

@@ -6,6 +6,7 @@ missing, and the command that makes it.
 """
 
 import json
+import math
 import shlex
 
 import numpy as np
@@ -103,6 +104,28 @@ def check_model(run, iteration, purpose):
         f"there is no model {iteration} to {purpose} in {run.workdir}: make it "
         f"with {_command(run, mode)}"
     )
+
+
+def check_better_than_guessing(run, iteration):
+    """Refuse labels of a teacher that held-out images show to be guessing."""
+    records = [
+        run.workdir.find_result(phase, iteration)
+        for phase in ("finetune", "distill", "teach")
+    ]
+    record = next((r for r in records if r and r["top1"] is not None), None)
+    # Of a few images nobody can tell.
+    if run.config.force or not record or record["num_examples"] < 30:
+        return
+    chance, count = 1 / run.num_classes, record["num_examples"]
+    # Two standard deviations of what guessing gets.
+    bound = chance + 2 * math.sqrt(chance * (1 - chance) / count)
+    if record["top1"] <= bound:
+        raise UserError(
+            f"model {iteration} is right on {record['top1']:.2%} of {count} "
+            f"held-out images, and guessing among {run.num_classes} classes "
+            f"gets up to {bound:.2%}: train it longer or with another "
+            "--base_lr, in another --workdir, or go on with --force"
+        )
 
 
 def check_complete(run, iteration):

@@ -58,6 +58,9 @@ class RunSettings:
     checkpoint_minutes: float = knob(
         10.0, "At most this much work is lost by a stop.", low=0, free=True
     )
+    force: bool = knob(
+        False, "Let a teacher label that is no better than guessing.", free=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

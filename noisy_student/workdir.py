@@ -3,16 +3,22 @@
 
 run.flags          the settings in force
 results.json       a record for each phase that ended
+times.json         seconds of the commands that ended them
+.lock              of the process that works here
 iteration_0/       the teacher: checkpoints, model.keras; finetuned.keras
 iteration_1/       labels/ that the teacher gave, then the first student
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import pathlib
+import shutil
 import zipfile
 
+from noisy_student.files import LOCK
+from noisy_student.files import owned
+from noisy_student.files import replacing
 from noisy_student.files import write_json
 from noisy_student.files import write_text
 
@@ -29,6 +35,18 @@ class Workdir:
 
     def __str__(self):
         return str(self.path)
+
+    @contextlib.contextmanager
+    def owned(self):
+        """Keep other processes out; a folder that stays empty goes again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with owned(self.path):
+                yield
+        finally:
+            if [path.name for path in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
 
     def iteration(self, number):
         return self.path / f"iteration_{number}"
@@ -76,13 +94,14 @@ class Workdir:
             network: A `keras.Model`, holding the averaged weights.
             path: Of `trained_model` or `finetuned_model`.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Keras chooses the format by the ending.
-        temporary = path.with_name(".saving.keras")
-        network.save(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        dated = path.with_name(f".{path.stem}.dated.keras")
+        with replacing(path) as temporary:
+            try:
+                network.save(dated)
+                _copy_without_dates(dated, temporary)
+            finally:
+                dated.unlink(missing_ok=True)
 
     def model_hash(self, number):
         """sha256 of an iteration's model, to tie labels to it."""
@@ -105,6 +124,51 @@ class Workdir:
                 return record
         return None
 
-    def append_result(self, record):
-        """Add a record to `results.json`."""
+    def append_result(self, record, seconds):
+        """Add a record to `results.json`, and its time to `times.json`.
+
+        The results of a run that was stopped are those of one that was not; how
+        long it took is another matter, and so in another file.
+
+        Args:
+            record: Dict with `phase`, `iteration` and what came of it.
+            seconds: Of the command that ended the phase.
+        """
+        times = self.times()
+        times[_time_key(record)] = round(seconds, 1)
+        write_json(self.path / "times.json", times)
         write_json(self.path / "results.json", [*self.results(), record])
+
+    def times(self):
+        """Seconds of each phase, by its name and iteration."""
+        path = self.path / "times.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def seconds(self, record):
+        """How long the command took that ended the phase of a record."""
+        return self.times().get(_time_key(record))
+
+
+def _copy_without_dates(source, target):
+    """Copy a `.keras` file, so that the same model is the same bytes."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in sorted(old.namelist()):
+            with (
+                old.open(name) as content,
+                new.open(
+                    # Of the date that zip files begin with.
+                    zipfile.ZipInfo(name),
+                    "w",
+                    force_zip64=True,
+                ) as copy,
+            ):
+                if name == "metadata.json":
+                    metadata = json.load(content)
+                    metadata.pop("date_saved", None)
+                    copy.write(json.dumps(metadata).encode())
+                else:
+                    shutil.copyfileobj(content, copy, 2**20)
+
+
+def _time_key(record):
+    return f"{record['phase']} {record['iteration']}"

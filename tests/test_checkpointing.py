@@ -2,12 +2,16 @@
 """A run that was stopped, however rudely, ends with the same bits."""
 
 import json
+import os
+import signal
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from noisy_student import stopping
+from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models.stochastic_depth import Dropout
 from noisy_student.models.stochastic_depth import StochasticDepth
@@ -269,8 +273,73 @@ def test_dying_while_saving_leaves_the_one_before(
 @pytest.mark.parametrize("change", ({"num_blocks": 2}, {"filters": 5}))
 def test_checkpoint_of_another_architecture(small_model, tmp_path, change):
     Checkpoints(tmp_path).save(small_model, 1)
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="another model"):
         Checkpoints(tmp_path).restore(make_model(seed=1, **change))
+
+
+def test_training_does_not_begin_again_over_damaged_checkpoints(
+    small_model, tmp_path
+):
+    Checkpoints(tmp_path).save(small_model, 1)
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="delete that folder"):
+        Checkpoints(tmp_path).restore(small_model)
+
+
+def test_checkpoint_with_a_name_of_an_array_changed(small_model, tmp_path):
+    # Zip's own sums do not cover names.
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small_model, 1)
+    checkpoints.save(small_model, 2)
+    path = tmp_path / "checkpoint-000000002.npz"
+    content = path.read_bytes()
+    assert b"stem_conv:bias" in content
+    path.write_bytes(content.replace(b"stem_conv:bias", b"stem_conv:bios"))
+    assert checkpoints.restore(small_model) == 1
+
+
+@pytest.mark.parametrize("bad_step", (1, 3))
+def test_a_loss_that_is_no_number_stops_at_once(tmp_path, bad_step):
+    def batches(first_step):
+        def spoil(step, batch):
+            pixels, targets = batch
+            bad = tf.equal(step, bad_step - 1)
+            return pixels, tf.where(bad, np.nan, targets)
+
+        steps = tf.data.Dataset.counter(first_step)
+        return tf.data.Dataset.zip(steps, make_batches(first_step)).map(spoil)
+
+    kept = "step 2 is kept" if bad_step > 1 else "no checkpoint"
+    with pytest.raises(UserError, match=f"step {bad_step}: .*{kept}"):
+        # A checkpoint after each step.
+        fit(make_model(seed=1), tmp_path, 9, batches=batches, minutes=0)
+    model = make_model(seed=2)
+    Checkpoints(tmp_path / "checkpoints").restore(model)
+    for path, array in state_of(model):
+        assert np.isfinite(array).all(), path
+
+
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(
+    uninterrupted, tmp_path
+):
+    def batches(first_step):
+        def ask_to_stop(step):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step
+
+        steps = tf.data.Dataset.counter(first_step).map(
+            lambda step: tf.numpy_function(ask_to_stop, [step], tf.int64)
+        )
+        both = tf.data.Dataset.zip(steps, make_batches(first_step))
+        return both.map(lambda _, batch: batch)
+
+    with pytest.raises(stopping.Stopped), stopping.signals():
+        fit(make_model(seed=1), tmp_path, STEPS, batches=batches)
+    model = make_model(seed=2)
+    assert 1 <= fit(model, tmp_path, STEPS) < STEPS
+    assert_same_bits(model, uninterrupted)
 
 
 def test_restores_into_a_second_model_of_the_process(small_model, tmp_path):

@@ -232,17 +232,18 @@ def selection_text(summary):
     return "\n".join(lines)
 
 
-def results_table(records):
+def results_table(records, seconds):
     """The models of a run, a line each.
 
     Args:
         records: Of `results.json`.
+        seconds: How long each took, or None where that is not known.
 
     Returns:
         Text.
     """
     rows = [("model", "network", "top-1", "top-5", "steps", "seconds")]
-    for record in records:
+    for record, duration in zip(records, seconds, strict=True):
         if record["phase"] in ("teach", "distill", "finetune"):
             finetuned = record["phase"] == "finetune"
             rows.append(
@@ -253,7 +254,7 @@ def results_table(records):
                     _percent(record["top1"]),
                     _percent(record["top5"]),
                     str(record["steps"]),
-                    f"{record['seconds']:.0f}",
+                    "-" if duration is None else f"{duration:.0f}",
                 )
             )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

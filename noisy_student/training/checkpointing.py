@@ -6,16 +6,19 @@ BatchNormalization's statistics, the optimizer's slots and step, and the state
 of the noise. The data needs no state: it is a function of the step.
 """
 
+import hashlib
 import pathlib
 import re
 import time
-import zipfile
 
 import keras
 import numpy as np
-from absl import logging
 
+from noisy_student import stopping
+from noisy_student.errors import UserError
 from noisy_student.files import write_atomically
+
+DIGEST = "sha256"  # of all the arrays of a file, in it under this name
 
 
 class Checkpoints:
@@ -34,14 +37,22 @@ class Checkpoints:
         Args:
             model: A compiled `keras.Model` with a built optimizer.
             step: Number of steps done.
+
+        Raises:
+            UserError: If a value is not finite; nothing is written then.
         """
-        path = self.directory / f"checkpoint-{step:09d}.npz"
         arrays = {
             name: variable.numpy() for name, variable in _state(model).items()
         }
-        write_atomically(path, lambda file: np.savez(file, **arrays))
-        for old in self._paths()[:-2]:
-            old.unlink()
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(self.diverged(f"{name} is not finite", step))
+        arrays[DIGEST] = np.array(_digest(arrays))
+        write_atomically(
+            self._path(step), lambda file: np.savez(file, **arrays)
+        )
+        for old in self._steps()[:-2]:
+            self._path(old).unlink()
 
     def restore(self, model):
         """Load the newest checkpoint that is whole.
@@ -51,30 +62,66 @@ class Checkpoints:
 
         Returns:
             The number of steps done; 0 if there is no checkpoint.
+
+        Raises:
+            UserError: If none of the checkpoints is whole, or they belong to
+                another model.
         """
-        for path in reversed(self._paths()):
+        steps = self._steps()
+        for step in reversed(steps):
+            path = self._path(step)
             try:
-                # The zip format checks a sum over each array as it is read.
-                with np.load(path, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                logging.warning("Skipping damaged %s: %s", path, error)
+                arrays = _read(path)
+            except DamagedError as error:
+                print(f"  warning: {path} is damaged and left out: {error}")
                 continue
             state = _state(model)
             shapes = {name: array.shape for name, array in arrays.items()}
             if shapes != {name: tuple(v.shape) for name, v in state.items()}:
-                raise ValueError(f"{path} belongs to another model")
+                raise UserError(
+                    f"{path} belongs to another model: use another --workdir, "
+                    "or the settings that it was trained with"
+                )
             for name, variable in state.items():
                 variable.assign(arrays[name])
-            return int(re.search(r"(\d+)\.npz$", path.name).group(1))
+            return step
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self.directory} is whole: delete that "
+                "folder to train from the beginning"
+            )
         return 0
 
-    def _paths(self):
-        return sorted(self.directory.glob("checkpoint-*.npz"))
+    def diverged(self, what, step):
+        """The sentence for a training that cannot go on.
+
+        Args:
+            what: What is wrong.
+            step: At which step.
+        """
+        steps = self._steps()
+        kept = (
+            f"the checkpoint of step {steps[-1]} is kept in {self.directory}"
+            if steps
+            else "no checkpoint had been written"
+        )
+        return (
+            f"{what} at step {step}: {kept}; in another --workdir, try a lower "
+            "--base_lr, more --warmup_epochs or --dtype=float32"
+        )
+
+    def _path(self, step):
+        return self.directory / f"checkpoint-{step:09d}.npz"
+
+    def _steps(self):
+        """Steps of all checkpoints, the oldest first."""
+        names = [path.name for path in self.directory.glob("checkpoint-*.npz")]
+        found = (re.fullmatch(r"checkpoint-(\d+)\.npz", n) for n in names)
+        return sorted(int(match.group(1)) for match in found if match)
 
 
 class CheckpointCallback(keras.callbacks.Callback):
-    """Save while `fit` runs, and at its end.
+    """Save while `fit` runs, at its end, and before a signal ends it.
 
     Args:
         checkpoints: A `Checkpoints`.
@@ -93,12 +140,81 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        if time.monotonic() - self.saved_at >= self.seconds:
+        signal_number = stopping.requested()
+        waited = time.monotonic() - self.saved_at
+        if signal_number is not None or waited >= self.seconds:
             self.checkpoints.save(self.model, self.step)
             self.saved_at = time.monotonic()
+        if signal_number is not None:
+            print(f"  step {self.step} is saved", flush=True)
+            raise stopping.Stopped(signal_number)
 
     def on_train_end(self, logs=None):
         self.checkpoints.save(self.model, self.step)
+
+
+class StopAtNonFinite(keras.callbacks.Callback):
+    """Stop when the loss is no number, and name the step.
+
+    A loss is read when the next step has begun, so that an accelerator does
+    not wait for it.
+
+    Args:
+        checkpoints: A `Checkpoints`.
+        first_step: Steps that were done before this `fit`.
+    """
+
+    def __init__(self, checkpoints, first_step):
+        super().__init__()
+        self.checkpoints = checkpoints
+        self.step = first_step
+        self.loss = None  # of the last step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._check()
+        self.step += 1
+        self.loss = logs["loss"]
+
+    def on_train_end(self, logs=None):
+        self._check()
+
+    def _check(self):
+        # The mean since the last report: one bad step is enough.
+        if self.loss is not None and not np.isfinite(loss := float(self.loss)):
+            raise UserError(
+                self.checkpoints.diverged(f"the loss is {loss}", self.step)
+            )
+
+
+class DamagedError(Exception):
+    """A file is not what was written."""
+
+
+def _read(path):
+    """The arrays of a checkpoint.
+
+    Raises:
+        DamagedError: If any bit of them is not as it was written.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        expected = str(arrays.pop(DIGEST))
+    # Whatever a reader of zip files and array headers makes of wrong bytes.
+    except Exception as error:
+        raise DamagedError(f"{type(error).__name__}: {error}") from None
+    if _digest(arrays) != expected:
+        raise DamagedError("its checksum does not fit")
+    return arrays
+
+
+def _digest(arrays):
+    """sha256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _state(model):

@@ -9,10 +9,12 @@ import time
 
 import keras
 
+from noisy_student import stopping
 from noisy_student.files import write_text
 from noisy_student.training import losses
 from noisy_student.training.averaging import AveragedModel
 from noisy_student.training.checkpointing import CheckpointCallback
+from noisy_student.training.checkpointing import StopAtNonFinite
 from noisy_student.training.optimizers import RMSprop
 
 
@@ -99,16 +101,21 @@ def fit(
     first_step = checkpoints.restore(model)
     if first_step:
         print(f"  continuing at step {first_step}")
-    if first_step < steps:
+    if first_step == steps:
+        return first_step
+    callbacks = [
+        StopAtNonFinite(checkpoints, first_step),
+        Progress(first_step, steps, metrics_path),
+        CheckpointCallback(checkpoints, first_step, checkpoint_minutes),
+    ]
+    # A signal in the middle of a step would leave half of an update.
+    with stopping.postponed():
         model.fit(
             make_batches(first_step),
             steps_per_epoch=steps - first_step,
             shuffle=False,
             verbose=0,
-            callbacks=[
-                Progress(first_step, steps, metrics_path),
-                CheckpointCallback(checkpoints, first_step, checkpoint_minutes),
-            ],
+            callbacks=callbacks,
         )
     return first_step
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is killed at any moment ends with the same bits."""
+
+import random
+
+import pytest
+
+from benchmarks import kills
+
+pytest.importorskip("fcntl")  # and what else these need of Linux
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A workdir that nobody disturbed, and its number of dangerous moments."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, kills.complete(workdir, ["--students=b0"])
+
+
+def test_killed_while_it_writes(whole, tmp_path):
+    expected, writes = whole
+    # Spread over the run: checkpoints, models, labels, selection, results.
+    moments = [writes * part // 5 + 1 for part in range(5)]
+    workdir = tmp_path / "run"
+    done = 0
+    for moment in moments:
+        code, _ = kills.start(
+            workdir, ["--students=b0"], at_write=max(1, moment - done)
+        )
+        assert code == -9, "it should have been killed"
+        done = moment
+    code, _ = kills.start(workdir, ["--students=b0"])
+    assert code == 0
+    assert not kills.differences(expected, workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", (1, 2))
+def test_killed_at_random(tmp_path, devices):
+    flags = [f"--cpu_devices={devices}"]
+    flags += ["--distribution=mirrored"] if devices > 1 else []
+    writes = kills.complete(tmp_path / "whole", flags)
+    rng = random.Random(devices)
+    killed = kills.survive(tmp_path / "killed", flags, rng, 20, writes)
+    assert killed
+    assert not kills.differences(tmp_path / "whole", tmp_path / "killed")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals, full disks and a second process: nothing is lost."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from noisy_student import files
+from noisy_student import stopping
+from noisy_student.errors import UserError
+from noisy_student.workdir import Workdir
+
+
+def test_a_signal_ends_what_is_no_training():
+    with (
+        pytest.raises(stopping.Stopped, match="SIGTERM") as raised,
+        stopping.signals(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.exit_code == 143
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_step_of_training_is_finished_first():
+    with stopping.signals():
+        with stopping.postponed():
+            assert stopping.requested() is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stopping.requested() == signal.SIGINT
+            # Whoever asks twice does not want to wait.
+            with pytest.raises(stopping.Stopped) as raised:
+                os.kill(os.getpid(), signal.SIGINT)
+        assert raised.value.exit_code == 130
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "labels" / "probs.npy"
+    files.write_atomically(path, lambda file: file.write(b"old"))
+
+    def fill_the_disk(file):
+        file.write(b"half of the n")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError) as raised:
+        files.write_atomically(path, fill_the_disk)
+    # `main.py` names it in its sentence.
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["probs.npy"]
+
+
+OWNER = """
+import sys, time
+from noisy_student.files import owned
+with owned(sys.argv[1]):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_sent_away_and_the_first_may_die(tmp_path):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout.readline() == "mine\n"
+    with (
+        pytest.raises(UserError, match=f"process {owner.pid} on .* --workdir"),
+        files.owned(tmp_path),
+    ):
+        pass
+    owner.kill()
+    owner.wait()
+    with files.owned(tmp_path):
+        pass
+
+
+def test_a_workdir_that_nothing_came_of_goes_again(tmp_path):
+    workdir = Workdir(tmp_path / "runs" / "new")
+    with pytest.raises(UserError), workdir.owned():
+        raise UserError("no teacher")
+    assert not workdir.path.exists()
+    with workdir.owned():
+        workdir.write_flags("--seed=1\n")
+    assert (workdir.path / "run.flags").exists()
