@@ -49,7 +49,9 @@ def main():
         print(f"{count:>8}{rates['limit']:>8.0f}{rates['ours']:>8.0f}")
     print(f"{'classes':>8}{'us':>8}{'bytes':>8}  to write an image's label")
     for count in arguments.num_classes.split(","):
-        (record,) = measured("label_store", f"--num_classes={count}")
+        (record,) = measured(
+            "label_store", f"--num_classes={count}", "--top_k="
+        )
         classes.append({"num_classes": int(count), **record})
         print(f"{count:>8}{record['write']:>8.1f}{record['bytes']:>8.0f}")
     print(json.dumps({"sizes": sizes, "cores": cores, "classes": classes}))
@@ -69,8 +71,6 @@ def pipeline(arguments, option):
 def measured(script, *options):
     """What a script's line of JSON says."""
     command = [sys.executable, "-m", f"benchmarks.{script}", *options]
-    if script == "label_store":
-        command.append("--top_k=")
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -6,9 +6,10 @@
     python -m benchmarks.training_step --first_step
 
 `ours` trains on labeled and pseudo-labeled rows with the official RMSProp, L2
-term, moving average of all weights, metrics of both parts, progress lines and
-checkpoints by the clock. `keras` is the same network with Keras's RMSprop and
-cross-entropy, and nothing else. Both read the same batch from memory.
+term, moving average of all weights, metrics of both parts, progress lines, a
+look at every loss and checkpoints by the clock. `keras` is the same network
+with Keras's RMSprop and cross-entropy, and nothing else. Both read the same
+batch from memory.
 
 `--first_step` measures the seconds from an empty process to the end of the
 first step, `import` apart, in new processes: `ours` beside the network of
@@ -35,6 +36,7 @@ from noisy_student.training import distribution
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import CheckpointCallback
 from noisy_student.training.checkpointing import Checkpoints
+from noisy_student.training.checkpointing import StopAtNonFinite
 
 NUM_CLASSES = 1000
 UNLABELED_RATIO = 3
@@ -106,9 +108,11 @@ def ours(network, arguments, folder):
         jit_compile=distribution.uses_xla(tf.distribute.get_strategy()),
     )
     metrics = pathlib.Path(folder) / "metrics.jsonl"
+    checkpoints = Checkpoints(folder)
     return model, [
+        StopAtNonFinite(checkpoints, 0),
         Quiet(0, 1_000_000, metrics),
-        ByTheClock(Checkpoints(folder), 0, minutes=10),
+        ByTheClock(checkpoints, 0, minutes=10),
     ]
 
 

@@ -16,6 +16,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"  # in a folder that has an owner
+# How file systems say that they have no locks, or flush no folders.
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 def write_atomically(path, write):
@@ -106,16 +108,21 @@ def _lock(file):
         raise
     except OSError as error:
         # Some network file systems have no locks; the work can do without.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno not in NOT_SUPPORTED:
             raise
 
 
 def _flush(path):
     """Wait until the disk has a file, or the names in a folder."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders, and keeps names by itself
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems keep names by themselves and say so.
+        if not folder or error.errno not in NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)

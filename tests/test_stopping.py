@@ -4,6 +4,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -51,6 +52,27 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert raised.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["probs.npy"]
+
+
+@pytest.mark.parametrize("code", (errno.EINVAL, errno.EIO))
+def test_a_file_system_that_flushes_no_folders_will_do(
+    tmp_path, monkeypatch, code
+):
+    flush = os.fsync
+
+    def flush_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_files)
+    path = tmp_path / "file"
+    if code == errno.EINVAL:
+        files.write_text(path, "new")
+        assert path.read_text() == "new"
+    else:  # a broken disk is another matter
+        with pytest.raises(OSError):
+            files.write_text(path, "new")
 
 
 OWNER = """

@@ -57,9 +57,8 @@ def randaugment(
     """
     image = tf.convert_to_tensor(image)
     # One call draws all that the image may need; most operations need less.
-    draws = tf.random.stateless_uniform([num_ops, 4], seed)
-    draws = tf.unstack(tf.reshape(draws, [-1]))
-    for choice, side, *center in zip(*[iter(draws)] * 4, strict=True):
+    for draw in tf.unstack(tf.random.stateless_uniform([num_ops, 4], seed)):
+        choice, side, *center = tf.unstack(draw)
         apply = functools.partial(
             apply_op,
             image=image,
@@ -209,6 +208,7 @@ def _equalize(image):
     # One table for all: 0..255 is red, 256..511 green, 512..767 blue.
     index = tf.cast(tf.reshape(image, [height, 3 * width]), tf.int32)
     index += tf.tile([0, 256, 512], [width])
+    # `tf.math.bincount` would look for the highest value first.
     counts = tf.raw_ops.Bincount(
         arr=tf.reshape(index, [-1]), size=768, weights=np.int32([])
     )
