@@ -88,8 +88,8 @@ def ours(jpegs, image_size):
     import tensorflow as tf
 
     from noisy_student.data import augmentation
+    from noisy_student.data import decoding
     from noisy_student.data import pipelines
-    from noisy_student.data import preprocessing
     from noisy_student.data import sources
     from noisy_student.pseudo_labels.dataset import pseudo_labeled_examples
     from noisy_student.pseudo_labels.store import LabelStore
@@ -173,7 +173,7 @@ def ours(jpegs, image_size):
 
     def all_of(jpeg, seed):
         begin, size = window(jpeg, seed)
-        return tf.slice(preprocessing.decode(jpeg), begin, size)
+        return tf.slice(decoding.decode(jpeg), begin, size)
 
     return {
         "limit": lambda: limit(crop_of),

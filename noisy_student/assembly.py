@@ -132,9 +132,7 @@ def load_teacher(run, iteration):
 
     Call it under the strategy's scope.
     """
-    network = keras.saving.load_model(
-        run.workdir.model(iteration), compile=False
-    )
+    network = run.workdir.load_model(iteration)
     noise = run.config.noise("teacher")
     for name, layer in NOISY_LAYERS.items():
         if name in noise:

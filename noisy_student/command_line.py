@@ -181,9 +181,16 @@ def _read(arguments):
     except flags.Error as error:
         message = " ".join(str(error).split()).removeprefix("ERROR:: ")
         message = message[0].lower() + message[1:].rstrip(".?")
+        if len(message) > 300:
+            message = message[:299] + "…"
         raise UserError(f"{message}; see python main.py --help") from error
     except OSError as error:
         raise UserError(f"cannot open the flagfile: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            "the flagfile is no text in UTF-8: write it again, or take it from "
+            "where it was right"
+        ) from error
     if stray:
         raise UserError(
             f"unexpected argument {stray[0]!r}: settings are given as "

@@ -16,6 +16,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"  # in a folder that has an owner
+# What keeps a file from being read, whatever is in it.
+UNREADABLE = (FileNotFoundError, PermissionError, MemoryError)
 # How file systems say that they have no locks, or flush no folders.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -67,6 +69,26 @@ def write_text(path, text):
 def write_json(path, value):
     """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path, is_whole, way_out):
+    """Read a value that `write_json` wrote.
+
+    Args:
+        path: Of a file that exists.
+        is_whole: Function of the value: whether it has the parts that it should
+            have. It may fail with what a missing part fails with.
+        way_out: What to do if it has not, for the error message.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    damages = (ValueError, LookupError, TypeError, AttributeError)
+    with contextlib.suppress(*damages, RecursionError):
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        if is_whole(value):
+            return value
+    raise UserError(f"{path} is damaged: {way_out}")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from noisy_student import assembly
 from noisy_student import batches
 from noisy_student import predicting
 from noisy_student import prerequisites
+from noisy_student import skipping
 from noisy_student.reporting import console
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
@@ -58,10 +59,10 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
     """Train from where a stopped run was, save the averages, evaluate."""
     config, workdir = run.config, run.workdir
     started = time.monotonic()
-    skipped = predicting.undecodable(run, "labeled")
+    skipped = skipping.undecodable(run, "labeled")
     skipped_unlabeled = ()
     if phase == "distill" and config.online_teacher:
-        skipped_unlabeled = predicting.undecodable(run, "unlabeled")
+        skipped_unlabeled = skipping.undecodable(run, "unlabeled")
     num_labeled = run.labeled.num_examples - len(skipped)
     steps = assembly.num_steps(config, phase, num_labeled)
     finetunes = phase == "finetune"

@@ -20,6 +20,7 @@ from noisy_student import learning
 from noisy_student import planning
 from noisy_student import predicting
 from noisy_student import prerequisites
+from noisy_student import skipping
 from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
@@ -109,6 +110,7 @@ def label(run, iteration=None):
         labels.write_probs(shard, probs)
     selected = labels.read_selection() is not None
     if not selected:
+        skipping.record(run, "unlabeled", labels.undecodable())
         select(run, iteration)
     # A run may have been killed between the two.
     if not selected or run.workdir.find_result("label", iteration) is None:

@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network says to the images of a run, and what cannot be asked.
+"""What a network says to the images of a run.
 
 Predictions are for labeling and for accuracy alike: of every image, in order,
 however many devices share the work.
 """
 
 import functools
-import json
 
 import keras
 import numpy as np
 
 from noisy_student import assembly
 from noisy_student import batches
-from noisy_student.data import preprocessing
-from noisy_student.data import sources
-from noisy_student.errors import UserError
+from noisy_student import skipping
 from noisy_student.evaluation.accuracy import Accuracy
-from noisy_student.files import write_json
 from noisy_student.models import import_weights
 from noisy_student.models import stochastic_depth
 from noisy_student.pseudo_labels import predict
@@ -60,9 +56,7 @@ def accuracy_of(run, iteration):
         return Accuracy().result()
     keras.backend.clear_session()
     with run.strategy.scope():
-        network = keras.saving.load_model(
-            run.workdir.model(iteration), compile=False
-        )
+        network = run.workdir.load_model(iteration)
     return _accuracy(run, network)
 
 
@@ -85,20 +79,22 @@ def accuracy_of_weights(run, path):
 
 
 def _accuracy(run, network):
-    accuracy = Accuracy()
+    accuracy, undecodable = Accuracy(), []
     shards = range(len(run.evaluation.shard_sizes))
     clean = batches.make_augment(run, network.input_shape[1], noise=())
-    for _, probs, labels in _predict(
+    for shard, probs, labels in _predict(
         run, network, clean, run.evaluation, shards
     ):
         accuracy.update(probs, labels)
+        rows = np.flatnonzero(np.isnan(probs).any(axis=1))
+        undecodable += [(shard, int(row)) for row in rows]
+    skipping.record(run, "evaluation", undecodable)
     return accuracy.result()
 
 
 def _predict(run, network, augment, source, shards):
     with run.strategy.scope():
         predictor = predict.make_predictor(network)
-    num_skipped = 0
     predictions = predict.predict_shards(
         predictor,
         source,
@@ -112,14 +108,10 @@ def _predict(run, network, augment, source, shards):
         reseed=functools.partial(stochastic_depth.reseed_noise, network),
         jit_compile=distribution.uses_xla(run.strategy),
     )
-    for count, (shard, probs, labels) in enumerate(predictions, start=1):
-        for row in np.flatnonzero(np.isnan(probs).any(axis=1)):
-            console.warn_skipped(source.example_name(shard, int(row)))
-            num_skipped += 1
-        yield shard, probs, labels
+    for count, prediction in enumerate(predictions, start=1):
+        yield prediction
         if len(shards) >= 10 and count % (len(shards) // 10) == 0:
             print(f"  {count} of {len(shards)} shards", flush=True)
-    console.print_skipped(num_skipped, source.name)
 
 
 def _batch_size(run, source):
@@ -127,44 +119,3 @@ def _batch_size(run, source):
     replicas = run.num_replicas
     largest = -(-max(source.shard_sizes) // replicas) * replicas
     return min(run.config.eval_batch_size, largest)
-
-
-def undecodable(run, role):
-    """Which images of a training set cannot be decoded.
-
-    Each is decoded once, less work than one epoch; the answer is kept beside
-    the run.
-
-    Args:
-        run: The `Run`.
-        role: `labeled` or `unlabeled`.
-
-    Returns:
-        List of pairs (shard, row).
-    """
-    source = getattr(run, role)
-    path = run.workdir.path / f"skipped_{role}.json"
-    if path.exists():
-        known = json.loads(path.read_text())
-        if known["fingerprint"] == source.fingerprint:
-            return [(item["shard"], item["row"]) for item in known["skipped"]]
-    found = sources.undecodable(source, preprocessing.decode)
-    skipped = [
-        {
-            "shard": shard,
-            "row": row,
-            "name": source.example_name(shard, row),
-            "reason": reason,
-        }
-        for (shard, row), reason in sorted(found.items())
-    ]
-    for item in skipped:
-        console.warn_skipped(item["name"], item["reason"])
-    console.print_skipped(len(skipped), source.name)
-    if len(skipped) == source.num_examples:
-        raise UserError(
-            f"none of the {len(skipped)} {role} images of {source.name} "
-            f"can be decoded; the first is {skipped[0]['name']}"
-        )
-    write_json(path, {"fingerprint": source.fingerprint, "skipped": skipped})
-    return [(item["shard"], item["row"]) for item in skipped]

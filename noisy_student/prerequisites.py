@@ -5,13 +5,13 @@ Each function returns what a phase asks for or raises one sentence: what is
 missing, and the command that makes it.
 """
 
-import json
 import math
 import shlex
 
 import numpy as np
 
 from noisy_student.errors import UserError
+from noisy_student.files import read_json
 from noisy_student.files import write_json
 from noisy_student.pseudo_labels.store import LabelStore
 
@@ -68,7 +68,12 @@ def begin_finetuning(run, iteration):
     if not done and not path.with_name("checkpoints").exists():
         write_json(path, settings)
         return
-    for name, before in json.loads(path.read_text()).items():
+    recorded = read_json(
+        path,
+        lambda recorded: recorded.keys() == settings.keys(),
+        f"delete {path.parent} to begin anew",
+    )
+    for name, before in recorded.items():
         if settings[name] != before:
             raise UserError(
                 f"{path.parent} was begun with --{name}={before}, not "
@@ -156,10 +161,16 @@ def finished_labels(run, iteration):
     """The labels that a student learns from, complete and fitting."""
     labels = run.label_store(iteration)
     check_complete(run, iteration)
-    if labels.read_selection() is None:
+    selection = labels.read_selection()
+    if selection is None:
         _raise_missing_labels(run, iteration)
     labels.begin(manifest(run, iteration))
-    if not labels.num_selected():
+    if labels.num_selected() != selection["num_selected"]:
+        raise UserError(
+            f"the copies in {labels.directory} are damaged, for selection.json "
+            f"counts others: make them again with {_command(run, 'select')}"
+        )
+    if not selection["num_selected"]:
         raise UserError(
             f"no unlabeled image passed --confidence_threshold="
             f"{run.config.confidence_threshold} (see {labels.selection_path}): "
@@ -202,8 +213,7 @@ def other_selection(run, labels, confidence):
             "labels folder of a run that has labeled"
         )
     sources = [
-        json.loads(store.manifest_path.read_text())["source"]["fingerprint"]
-        for store in (labels, other)
+        store.manifest()["source"]["fingerprint"] for store in (labels, other)
     ]
     if sources[0] != sources[1]:
         raise UserError(

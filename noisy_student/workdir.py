@@ -16,8 +16,13 @@ import pathlib
 import shutil
 import zipfile
 
+import keras
+
+from noisy_student.errors import UserError
 from noisy_student.files import LOCK
+from noisy_student.files import UNREADABLE
 from noisy_student.files import owned
+from noisy_student.files import read_json
 from noisy_student.files import replacing
 from noisy_student.files import write_json
 from noisy_student.files import write_text
@@ -76,9 +81,16 @@ class Workdir:
 
     def image_size(self, number):
         """Pixels at which the model of an iteration sees images."""
-        with zipfile.ZipFile(self.model(number)) as file:
+        path = self.model(number)
+        with _reading(path), zipfile.ZipFile(path) as file:
             network = json.loads(file.read("config.json"))["config"]
-        return network["layers"][0]["config"]["batch_shape"][1]
+            return network["layers"][0]["config"]["batch_shape"][1]
+
+    def load_model(self, number):
+        """The saved model of an iteration, a `keras.Model`, not compiled."""
+        path = self.model(number)
+        with _reading(path):
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
 
     def newest_model(self):
         """Number of the last iteration with a model, or None."""
@@ -115,7 +127,15 @@ class Workdir:
     def results(self):
         """The records so far, in order."""
         path = self.path / "results.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        if not path.exists():
+            return []
+        return read_json(
+            path,
+            lambda records: (
+                isinstance(records, list) and all(map(_is_record, records))
+            ),
+            "move it away, and phases that are done are recorded anew",
+        )
 
     def find_result(self, phase, iteration):
         """The last record of a phase in an iteration, or None."""
@@ -142,11 +162,49 @@ class Workdir:
     def times(self):
         """Seconds of each phase, by its name and iteration."""
         path = self.path / "times.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        return read_json(
+            path,
+            lambda times: all(
+                isinstance(seconds, int | float) for seconds in times.values()
+            ),
+            "delete it; nothing depends on it",
+        )
 
     def seconds(self, record):
         """How long the command took that ended the phase of a record."""
         return self.times().get(_time_key(record))
+
+
+@contextlib.contextmanager
+def _reading(model_path):
+    """Name a model that is not what was written."""
+    try:
+        yield
+    except UNREADABLE:
+        raise
+    # Whatever readers of zip files, JSON, HDF5 and layers make of wrong bytes.
+    except Exception as error:
+        raise UserError(
+            f"{model_path} is damaged ({type(error).__name__}): delete it, and "
+            "the same command makes it again from the last checkpoint"
+        ) from error
+
+
+def _is_record(record):
+    """Whether a record of `results.json` has what its phase writes."""
+    kinds = {
+        "phase": str,
+        "iteration": int,
+        "variant": str,
+        "num_examples": int,
+    }
+    if record["phase"] != "label":
+        kinds |= {"top1": float | None, "top5": float | None}
+    if record["phase"] in ("teach", "distill", "finetune"):
+        kinds |= {"steps": int}
+    return all(isinstance(record[key], kind) for key, kind in kinds.items())
 
 
 def _copy_without_dates(source, target):

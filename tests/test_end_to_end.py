@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of a user, from folders of images to a student."""
 
+import csv
 import json
 import shutil
 
@@ -138,10 +139,15 @@ def test_labels_keep_class_names_and_skip_the_broken(trained):
     selection = json.loads((labels / "selection.json").read_text())
     assert selection["num_undecodable"] == 1
     assert selection["num_selected"] == copies.sum()
-    skipped = json.loads((trained / "skipped_labeled.json").read_text())
-    assert [s["name"].split("/")[-1] for s in skipped["skipped"]] == [
-        "broken.jpg"
+    with open(trained / "skipped.csv", newline="") as file:
+        skipped = list(csv.DictReader(file))
+    assert [(s["images"], s["file"].split("/")[-1]) for s in skipped] == [
+        ("labeled", "broken.jpg"),
+        ("unlabeled", "cut off.jpg"),
+        ("evaluation", "text.png"),
     ]
+    assert "JPEG" in skipped[0]["reason"]
+    assert "Unknown image file format" in skipped[2]["reason"]
 
 
 def test_the_same_command_again_repeats_nothing(copy_of_trained, capsys):

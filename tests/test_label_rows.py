@@ -256,7 +256,8 @@ def test_from_the_flag_to_the_students_batch(tmp_path):
 
 def test_labels_of_before_are_those_of_all_classes(tmp_path):
     labels = LabelStore(tmp_path, (4,), 20)
-    labels.begin({"crop": "padded"})
-    labels.begin({"crop": "padded", "label_top_k": None})
+    manifest = {"source": {"fingerprint": "0"}, "crop": "padded"}
+    labels.begin(manifest)
+    labels.begin(manifest | {"label_top_k": None})
     with pytest.raises(UserError, match="another label_top_k"):
-        labels.begin({"crop": "padded", "label_top_k": 3})
+        labels.begin(manifest | {"label_top_k": 3})

@@ -35,14 +35,15 @@ ALLOWED = {
     "prerequisites": {"pseudo_labels"},
     "batches": {"data", "pseudo_labels"},
     "assembly": {"batches", "models", "training"},
+    "skipping": {"data", "reporting"},
     "predicting": {
         "assembly",
         "batches",
-        "data",
         "evaluation",
         "models",
         "pseudo_labels",
         "reporting",
+        "skipping",
         "training",
     },
     "learning": {
@@ -51,6 +52,7 @@ ALLOWED = {
         "predicting",
         "prerequisites",
         "reporting",
+        "skipping",
         "training",
     },
     "planning": {
@@ -73,6 +75,7 @@ ALLOWED = {
         "pseudo_labels",
         "reporting",
         "run",
+        "skipping",
     },
     "errors": set(),
     "files": set(),

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from noisy_student.data import decoding
 from noisy_student.data import preprocessing
 
 ENCODED = tf.TensorSpec([], tf.string)
@@ -71,7 +72,7 @@ SHARP = {"quality": 100, "subsampling": 0}
 def test_decode_gives_pils_pixels(image_format, mode, options, tolerance):
     encoded = encode(ramp(40, 61), image_format, mode, **options)
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    result = preprocessing.decode(encoded)
+    result = decoding.decode(encoded)
     assert (result.dtype, result.shape) == (tf.uint8, expected.shape)
     error = np.abs(result.numpy() - expected.astype(int)).max()
     assert error <= tolerance, f"off by {error}, more than {tolerance}"
@@ -81,7 +82,7 @@ def test_decode_keeps_the_upper_byte_of_16_bits():
     grey = noise(20, 31)[..., 0]
     stream = io.BytesIO()
     Image.fromarray(grey.astype(np.uint16) * 257).save(stream, "PNG")
-    result = preprocessing.decode(stream.getvalue()).numpy()
+    result = decoding.decode(stream.getvalue()).numpy()
     error = np.abs(result - grey[..., np.newaxis].astype(int)).max()
     assert error == 0, f"off by {error}"
 
@@ -90,7 +91,7 @@ def test_decode_takes_the_first_frame():
     frames = [Image.fromarray(np.full((9, 7), v, np.uint8)) for v in (10, 200)]
     stream = io.BytesIO()
     frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
-    result = preprocessing.decode(stream.getvalue())
+    result = decoding.decode(stream.getvalue())
     assert result.shape == (9, 7, 3)
     assert np.unique(result).tolist() == [10]
 
@@ -108,7 +109,7 @@ def test_decode_takes_the_first_frame():
 )
 def test_broken_bytes_raise(encoded):
     readers = [
-        preprocessing.decode,
+        decoding.decode,
         lambda data: preprocessing.center_crop(data, 8),
         lambda data: preprocessing.random_resized_crop(data, 8, seed=[1, 2]),
     ]
@@ -329,9 +330,9 @@ def test_bmp_has_its_colors_with_a_palette_and_without(mode):
     file = io.BytesIO()
     picture.save(file, "BMP")
     expected = np.asarray(picture.convert("RGB"))
-    assert (preprocessing.decode(file.getvalue()).numpy() == expected).all()
+    assert (decoding.decode(file.getvalue()).numpy() == expected).all()
     in_graph = tf.data.Dataset.from_tensors(file.getvalue()).map(
-        preprocessing.decode
+        decoding.decode
     )
     assert (next(iter(in_graph)).numpy() == expected).all()
 

@@ -19,6 +19,7 @@ from noisy_student.data import folder_sources
 from noisy_student.data import sources
 from noisy_student.data import tfds_source
 from noisy_student.data import tfrecord_source
+from noisy_student.data import undecodable
 from noisy_student.errors import UserError
 
 
@@ -851,9 +852,9 @@ def test_undecodable_files(tmp_path, monkeypatch):
     source = folder_sources.image_folder(tmp_path)
     os.remove(tmp_path / "8.jpg")
     os.remove(root + b"/9\xff\n.jpg")
-    bad = sources.undecodable(source, decode)
+    bad = undecodable.find(source, decode)
     assert list(bad) == [(0, 2), (0, 3), (1, 2), (2, 0), (2, 2)]
-    assert bad == sources.undecodable(source, decode_to_square)
+    assert bad == undecodable.find(source, decode_to_square)
     assert "Invalid JPEG data" in bad[0, 2]
     assert "Unknown image file format" in bad[0, 3]
     assert "empty" in bad[1, 2]
@@ -864,7 +865,7 @@ def test_undecodable_files(tmp_path, monkeypatch):
 
 
 def test_undecodable_finds_nothing_in_good_images():
-    assert sources.undecodable(sources.digits("labeled"), decode) == {}
+    assert undecodable.find(sources.digits("labeled"), decode) == {}
 
 
 def test_undecodable_records(tmp_path):
@@ -873,8 +874,8 @@ def test_undecodable_records(tmp_path):
     for name in ("a", "b"):
         write_records(tmp_path / name, records)
     source = tfrecord_source.tfrecords(f"{tmp_path}/?", labeled=True)
-    assert list(sources.undecodable(source, decode)) == [(0, 1), (1, 1)]
+    assert list(undecodable.find(source, decode)) == [(0, 1), (1, 1)]
     # A record file that goes is another matter: its rows cannot be dropped.
     os.remove(tmp_path / "b")
     with fails("cannot be read to its end", "no such file"):
-        sources.undecodable(source, decode)
+        undecodable.find(source, decode)

@@ -7,6 +7,7 @@ bytes, and is a function of the image and its seed alone.
 
 import tensorflow as tf
 
+from noisy_student.data import decoding
 from noisy_student.data import preprocessing
 from noisy_student.data import randaugment
 
@@ -69,7 +70,7 @@ def make_augment(
     def view(image_bytes):
         if crop == "resized":
             return preprocessing.center_crop(image_bytes, image_size)
-        image = preprocessing.decode(image_bytes)
+        image = decoding.decode(image_bytes)
         return tf.cast(preprocessing.resize(image, image_size), tf.float32)
 
     def augment(image_bytes, seed):
@@ -87,7 +88,7 @@ def make_augment(
             if flip:
                 image = preprocessing.random_flip(image, seed=seeds[1])
             return noise(image, seeds[2])
-        image = preprocessing.decode(image_bytes)
+        image = decoding.decode(image_bytes)
         image = noise(preprocessing.resize(image, image_size), seeds[2])
         if crop_padding:
             image = preprocessing.pad_and_crop(

@@ -8,6 +8,7 @@ with folders before a run has cost an hour. Paths are bytes throughout.
 """
 
 import os
+import stat
 
 import tensorflow as tf
 from absl import logging
@@ -18,6 +19,9 @@ from noisy_student.data.sources import printable
 from noisy_student.data.sources import source_in_memory
 from noisy_student.errors import UserError
 
+# Nothing that is decoded needs more: `headers.MAX_PIXELS` of 16 bits, four
+# channels and no compression are 0.7 of it.
+MAX_BYTES = 2**30
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
@@ -25,8 +29,9 @@ def class_folders(directory):
     """Labeled images: one sub-folder per class, images anywhere below it.
 
     Classes are numbered in the order of the bytes of their folders' names.
-    Hidden files and folders are ignored, and so are links that lead nowhere.
-    Links to folders are followed, but no folder is visited twice for one class.
+    Hidden files and folders are ignored. Links to folders are followed, but no
+    folder is visited twice for one class. Links that lead nowhere and files of
+    more than `MAX_BYTES` are left out.
 
     Args:
         directory: path of the folder that holds the class folders.
@@ -41,8 +46,11 @@ def class_folders(directory):
     root = _absolute_directory(directory)
     name = printable(directory)
     entries = _visible_entries(root)
-    folders = [entry for entry in entries if entry.is_dir()]
-    strays = sum(_is_image(entry) for entry in entries)
+    folders = [entry for entry in entries if _is_folder(entry)]
+    strays = sum(
+        _is_named_like_an_image(entry) and not _is_folder(entry)
+        for entry in entries
+    )
     if not folders and strays:
         raise UserError(
             f"{name} holds images directly: each class needs a folder of its "
@@ -58,10 +66,12 @@ def class_folders(directory):
             "%s: ignoring %d images beside the class folders", name, strays
         )
 
-    images, labels = [], []
+    images, labels, left_out = [], [], []
     for label, folder in enumerate(folders):
         # A link back to the root would bring in the other classes' images.
-        found = list(_images_below(folder.path, {os.path.realpath(root)}))
+        found = list(
+            _images_below(folder.path, {os.path.realpath(root)}, left_out)
+        )
         if not found:
             raise UserError(
                 f"the class folder {printable(folder.path)} has no image "
@@ -75,7 +85,7 @@ def class_folders(directory):
             f"{name} has only one class folder, {class_names[0]!r}, and "
             "training needs two or more: give the folder that holds them all"
         )
-    return _folder_source(root, name, images, labels, class_names)
+    return _folder_source(root, name, images, labels, class_names, left_out)
 
 
 def image_folder(directory):
@@ -93,16 +103,18 @@ def image_folder(directory):
     """
     root = _absolute_directory(directory)
     name = printable(directory)
-    images = list(_images_below(root, set()))
+    left_out = []
+    images = list(_images_below(root, set(), left_out))
     if not images:
         raise UserError(
             f"{name} holds no image: put files that end in "
             f"{' '.join(IMAGE_EXTENSIONS)} there, in any sub-folder"
         )
-    return _folder_source(root, name, images, [NO_LABEL] * len(images), ())
+    labels = [NO_LABEL] * len(images)
+    return _folder_source(root, name, images, labels, (), left_out)
 
 
-def _folder_source(root, name, images, labels, class_names):
+def _folder_source(root, name, images, labels, class_names, left_out):
     """A source of image files, given as (path, size in bytes)."""
     relative = ((path.removeprefix(root), size) for path, size in images)
     return source_in_memory(
@@ -113,6 +125,7 @@ def _folder_source(root, name, images, labels, class_names):
         labels=labels,
         load=tf.io.read_file,
         row_name=lambda row: printable(images[row][0]),
+        left_out=tuple((printable(path), why) for path, why in left_out),
     )
 
 
@@ -132,13 +145,7 @@ def _visible_entries(folder):
     """Entries of a folder by the bytes of their names, hidden ones left out."""
     try:
         with os.scandir(folder) as entries:
-            # A link that leads nowhere, or to itself, does not exist.
-            visible = [
-                entry
-                for entry in entries
-                if not entry.name.startswith(b".")
-                and not (entry.is_symlink() and not os.path.exists(entry.path))
-            ]
+            visible = [e for e in entries if not e.name.startswith(b".")]
     except OSError as error:
         raise UserError(
             f"{printable(folder)} cannot be listed ({error.strerror}): make "
@@ -147,24 +154,48 @@ def _visible_entries(folder):
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _is_image(entry):
+def _is_folder(entry):
+    status = _status(entry)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _is_named_like_an_image(entry):
     extension = os.fsdecode(os.path.splitext(entry.name)[1])
-    return extension.lower() in IMAGE_EXTENSIONS and entry.is_file()
+    return extension.lower() in IMAGE_EXTENSIONS
 
 
-def _images_below(folder, visited):
+def _status(entry):
+    """What `stat` says, links followed; None if there is nothing behind it."""
+    try:
+        return entry.stat()
+    except OSError:  # a link to nothing, or in a circle
+        return None
+
+
+def _images_below(folder, visited, left_out):
     """Yields (path, size) of the images of a tree, in the order of the names.
 
     Args:
         folder: path in bytes.
         visited: set of real paths not to enter; grows on the way.
+        left_out: list that gets (path, reason) of what only looks like one.
     """
     real_path = os.path.realpath(folder)
     if real_path in visited:
         return
     visited.add(real_path)
     for entry in _visible_entries(folder):
-        if entry.is_dir():
-            yield from _images_below(entry.path, visited)
-        elif _is_image(entry):
-            yield entry.path, entry.stat().st_size
+        if _is_folder(entry):
+            yield from _images_below(entry.path, visited, left_out)
+        elif _is_named_like_an_image(entry):
+            status = _status(entry)
+            if status is None:
+                left_out.append((entry.path, "a link that leads nowhere"))
+            elif not stat.S_ISREG(status.st_mode):
+                left_out.append((entry.path, "not a file but a device"))
+            elif status.st_size > MAX_BYTES:
+                left_out.append(
+                    (entry.path, f"larger than {MAX_BYTES // 2**30} GB")
+                )
+            else:
+                yield entry.path, status.st_size

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from noisy_student.data import undecodable
+
 # Shards read at once, and how finely the shards of an epoch are interleaved.
 CYCLE_LENGTH = 16
 
@@ -49,19 +51,15 @@ def labeled_examples(source, *, label_smoothing=0.1, skipped=()):
     Returns:
         `Examples`.
     """
-    skipped_shards = tf.constant([shard for shard, _ in skipped], tf.int64)
-    skipped_rows = tf.constant([row for _, row in skipped], tf.int64)
+    is_skipped = undecodable.among(skipped) if skipped else None
 
     def open_shard(shard):
         examples = source.open_shard(shard)
-        if not skipped:
+        if is_skipped is None:
             return examples
-
-        def keep(row, _):
-            left_out = (skipped_shards == shard) & (skipped_rows == row)
-            return ~tf.reduce_any(left_out)
-
-        kept = examples.enumerate().filter(keep)
+        kept = examples.enumerate().filter(
+            lambda row, _: ~is_skipped(shard, row)
+        )
         return kept.map(lambda _, example: example)
 
     return Examples(

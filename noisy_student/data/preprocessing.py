@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded bytes to square images: decode, crop, resize, flip.
+"""From encoded bytes to square images: crop, resize, flip.
 
 Training takes `random_resized_crop` and `random_flip`; evaluation, and the
 teacher when it labels, take `center_crop`. Small images (CIFAR, SVHN) take
@@ -12,47 +12,9 @@ by 2 of 255 on average. Nothing is normalized: that is the model's first layer.
 
 import tensorflow as tf
 
+from noisy_student.data import decoding
+
 _CROP_PADDING = 32  # pixels around the center crop, at the model's resolution
-
-
-def decode(image_bytes):
-    """Decode an image of any size and common format.
-
-    Args:
-        image_bytes: string scalar: JPEG (grayscale and CMYK too), PNG (palette,
-            transparency and 16 bits too), GIF (its first frame), BMP or WebP.
-
-    Returns:
-        uint8 `(H, W, 3)`; transparency is dropped.
-
-    Raises:
-        tf.errors.InvalidArgumentError: if the bytes cannot be decoded, for
-            instance because they are truncated.
-    """
-    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-    is_bmp = tf.strings.substr(image_bytes, 0, 2) == b"BM"
-    image = tf.cond(
-        is_bmp, lambda: _with_palette(image, image_bytes), lambda: image
-    )
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def _with_palette(image, bmp_bytes):
-    """Colors of a BMP of 8 bits a pixel, of which TensorFlow reads indices."""
-
-    def number(position, dtype):  # little-endian, as the format has it
-        part = tf.strings.substr(bmp_bytes, position, dtype.size)
-        return tf.cast(tf.io.decode_raw(part, dtype)[0], tf.int32)
-
-    def look_up():
-        start = 14 + number(14, tf.int32)  # behind both headers
-        length = number(10, tf.int32) - start  # up to the pixels
-        palette = tf.strings.substr(bmp_bytes, start, length)
-        palette = tf.reshape(tf.io.decode_raw(palette, tf.uint8), [-1, 4])
-        rgb = palette[:, 2::-1]  # stored as blue, green, red, nothing
-        return tf.gather(rgb, tf.cast(image[..., 0], tf.int32))
-
-    return tf.cond(number(28, tf.int16) == 8, look_up, lambda: image)
 
 
 def center_crop(image_or_bytes, image_size):
@@ -69,7 +31,7 @@ def center_crop(image_or_bytes, image_size):
         nothing clips it: photographs come out with values from -21 to 290.
 
     Raises:
-        tf.errors.InvalidArgumentError: as `decode`.
+        tf.errors.InvalidArgumentError: as `decoding.decode`.
 
     Reference: noisystudent/preprocessing.py, `center_crop`.
     """
@@ -77,7 +39,7 @@ def center_crop(image_or_bytes, image_size):
     if image.dtype == tf.string:
         # All of it: `decode_and_crop_jpeg` is off in some pixels at the edges
         # of the crop, and this is what accuracies are measured with.
-        image = decode(image)
+        image = decoding.decode(image)
     window = _center_window(tf.shape(image)[:2], image_size)
     return _resize_bicubic(_cut(image, window), image_size)
 
@@ -104,7 +66,7 @@ def random_resized_crop(
         window is the whole image, it is the center crop.
 
     Raises:
-        tf.errors.InvalidArgumentError: as `decode`.
+        tf.errors.InvalidArgumentError: as `decoding.decode`.
 
     Reference: noisystudent/preprocessing.py, `_random_crop`.
     Differs: of a JPEG only the window is decoded, which is much faster and
@@ -129,10 +91,12 @@ def random_resized_crop(
 
     def from_jpeg():
         size = tf.io.extract_jpeg_shape(image_bytes)[:2]
+        with tf.control_dependencies([decoding.check_size(size)]):
+            size = tf.identity(size)
         return tf.io.decode_and_crop_jpeg(image_bytes, window(size), channels=3)
 
     def from_other():
-        image = decode(image_bytes)
+        image = decoding.decode(image_bytes)
         return _cut(image, window(tf.shape(image)[:2]))
 
     image = tf.cond(tf.io.is_jpeg(image_bytes), from_jpeg, from_other)

@@ -33,9 +33,6 @@ _DIGITS_TEST_TURNS = (1, 4, 7, 10, 13)
 _DIGITS_VALIDATION_TURNS = (2, 8, 14)
 _DIGITS_SPLITS = ("labeled", "unlabeled", "validation", "test")
 
-# Python fails on TensorFlow's message if it names a file that is not UTF-8.
-_READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -54,6 +51,8 @@ class Source:
         load: reference -> string scalar, the encoded image. A file is read
             only here, so dropping an example before `load` costs no read.
         example_name: (shard, row) -> str for logs, one line, printable.
+        left_out: (name, reason) of what was found beside them and cannot be an
+            image, both printable.
     """
 
     name: str
@@ -63,6 +62,7 @@ class Source:
     open_shard: Callable
     load: Callable
     example_name: Callable
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_examples(self):
@@ -171,69 +171,6 @@ def check_same_classes(labeled, evaluation):
     )
 
 
-def undecodable(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
-    """Finds the images that cannot be decoded, by decoding each once.
-
-    Args:
-        source: a `Source`.
-        decode: string scalar -> tensors, eagerly and in a graph; it fails
-            with a TensorFlow error if the bytes are no image.
-        num_parallel_calls: number of images decoded at a time.
-
-    Returns:
-        Dict of (shard, row) -> short reason, in order. A file that is gone
-        counts as undecodable; one that decodes at a second try does not.
-
-    Raises:
-        UserError: if a file that holds many images cannot be read to its end.
-    """
-
-    def examples(shard):
-        numbered = source.open_shard(shard).enumerate()
-        return numbered.map(lambda row, example: (shard, row, example[0]))
-
-    # ignore_errors surrounds the decoding alone: a record file that cannot be
-    # opened fails again at every attempt, and would be ignored for ever.
-    def decoded_positions(*examples):
-        batch = tf.data.Dataset.from_tensor_slices(examples)
-        # Two maps, because TensorFlow skips the decoding in a function that
-        # does not return the image.
-        images = batch.map(lambda s, r, ref: (s, r, decode(source.load(ref))))
-        return images.map(lambda s, r, image: (s, r)).ignore_errors()
-
-    parallel = {
-        "num_parallel_calls": num_parallel_calls,
-        "deterministic": False,
-    }
-    positions = (
-        tf.data.Dataset.range(len(source.shard_sizes))
-        .interleave(examples, **parallel)
-        .batch(16)
-        .interleave(decoded_positions, **parallel)
-        .batch(1024)
-    )
-    failed = [np.ones(size, bool) for size in source.shard_sizes]
-    try:
-        for shards, rows in positions.as_numpy_iterator():
-            for shard, row in zip(shards, rows, strict=True):
-                failed[shard][row] = False
-    except _READ_ERRORS as error:
-        raise label_error(error) or UserError(
-            f"{source.name} cannot be read to its end "
-            f"({_reason(error)}): repair or replace the damaged file"
-        ) from error
-
-    reasons = {}
-    for shard in (shard for shard, rows in enumerate(failed) if rows.any()):
-        for row, (reference, _) in enumerate(source.open_shard(shard)):
-            if failed[shard][row]:
-                try:
-                    decode(source.load(reference))
-                except _READ_ERRORS as error:
-                    reasons[shard, row] = _reason(error)
-    return reasons
-
-
 def label_error(error):
     """The mistake in the labels that a failed read tells of.
 
@@ -286,14 +223,3 @@ def printable(name):
         c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in text
     )
-
-
-def _reason(error):
-    """What TensorFlow says of an error, on one line, without the frame."""
-    undecoded = isinstance(error, UnicodeDecodeError)
-    message = printable(error.object) if undecoded else error.message
-    if isinstance(error, tf.errors.NotFoundError) or "No such file" in message:
-        return "no such file"
-    line = message.partition("\n")[0]
-    line = re.sub(r"^{{.*?}} |\s*\[Op:.*", "", line)
-    return line if len(line) <= 200 else line[:199] + "…"

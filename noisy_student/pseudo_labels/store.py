@@ -20,6 +20,8 @@ import pathlib
 import numpy as np
 
 from noisy_student.errors import UserError
+from noisy_student.files import UNREADABLE
+from noisy_student.files import read_json
 from noisy_student.files import write_atomically
 from noisy_student.files import write_json
 from noisy_student.pseudo_labels import rows
@@ -75,7 +77,7 @@ class LabelStore:
         if not self.manifest_path.exists():
             write_json(self.manifest_path, manifest)
             return
-        existing = json.loads(self.manifest_path.read_text())
+        existing = self.manifest()
         for key in manifest:
             if _identity(existing.get(key)) != _identity(manifest[key]):
                 raise UserError(
@@ -84,6 +86,14 @@ class LabelStore:
                     f"{_short(manifest[key])}): delete that folder to label "
                     "again, or use another --workdir"
                 )
+
+    def manifest(self):
+        """What the labels that are there depend on."""
+        return read_json(
+            self.manifest_path,
+            lambda manifest: isinstance(manifest["source"]["fingerprint"], str),
+            f"delete {self.directory} to label again",
+        )
 
     def missing_shards(self):
         """Numbers of the shards that have no predictions yet."""
@@ -118,8 +128,12 @@ class LabelStore:
         Raises:
             UserError: If they are stored in another way than they should be.
         """
+        path = self.probs_path(shard)
         row = rows.row_dtype(self.num_classes, self.top_k)
-        return self._read_array(self.probs_path(shard), shard, row)
+        packed = self._read_array(path, shard, row)
+        if self.top_k and (packed["classes"] >= self.num_classes).any():
+            raise _damaged(path, "label")
+        return packed
 
     def read_copies(self, shard):
         """uint32 `(N_i,)`, how often each is shown, memory-mapped."""
@@ -133,6 +147,8 @@ class LabelStore:
             copies: uint32 `(N,)`, all shards one after the other.
             summary: Dict for `selection.json`.
         """
+        # Killed on the way, a selection is not there, instead of half another.
+        self.selection_path.unlink(missing_ok=True)
         for shard, part in self._parts():
             self._write_array(
                 self.copies_path(shard), copies[part].astype(np.uint32)
@@ -143,7 +159,14 @@ class LabelStore:
         """The dict of `selection.json`, or None before a selection."""
         if not self.selection_path.exists():
             return None
-        return json.loads(self.selection_path.read_text())
+        return read_json(
+            self.selection_path,
+            lambda summary: (
+                isinstance(summary["num_kept"], int)
+                and isinstance(summary["num_selected"], int)
+            ),
+            "delete it, and --mode=select makes it again",
+        )
 
     def copies(self):
         """uint32 `(N,)`, how often each is shown, over all shards."""
@@ -173,7 +196,22 @@ class LabelStore:
             top = self._read_top(shard)
             confidence[part] = top["confidence"]
             predicted_class[part] = top["class"]
+            inside = (confidence[part] >= 0) & (confidence[part] <= 1)
+            inside |= np.isnan(confidence[part])
+            known = predicted_class[part] < self.num_classes
+            if not (inside.all() and known.all()):
+                raise _damaged(self.top_path(shard), "label")
         return confidence, predicted_class
+
+    def undecodable(self):
+        """Pairs (shard, row) of the images without a prediction."""
+        return [
+            (shard, int(row))
+            for shard in range(len(self.shard_sizes))
+            for row in np.flatnonzero(
+                np.isnan(self._read_top(shard)["confidence"])
+            )
+        ]
 
     def _read_top(self, shard):
         path, row = self.top_path(shard), rows.top_dtype(self.num_classes)
@@ -191,19 +229,31 @@ class LabelStore:
 
     def _read_array(self, path, shard, row, mode="label"):
         """The rows of a shard, checked to be what they should be."""
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except UNREADABLE:
+            raise
+        # Whatever a reader of array headers makes of wrong bytes.
+        except Exception as error:
+            raise _damaged(path, mode) from error
         shape = (self.shard_sizes[shard], *row.shape)
         if array.shape != shape or array.dtype != row.base:
             raise UserError(
                 f"{path} holds {array.dtype} {array.shape}, expected "
                 f"{row.base} {shape}: delete it and {mode} again"
             )
+        if path.stat().st_size != array.offset + array.nbytes:
+            raise _damaged(path, mode)
         return array
 
     def _write_array(self, path, array):
         write_atomically(
             path, lambda file: np.save(file, array, allow_pickle=False)
         )
+
+
+def _damaged(path, mode):
+    return UserError(f"{path} is damaged: delete it and {mode} again")
 
 
 def _identity(value):

@@ -270,15 +270,20 @@ def results_table(records, seconds):
     return "\n" + "\n".join(lines)
 
 
-def warn_skipped(name, reason="it cannot be decoded"):
-    """Name an image that is left out."""
-    logging.warning("Skipping %s: %s", name, reason)
+def warn_skipped(name, skipped):
+    """Name the first images that are left out, and say how many there are.
 
-
-def print_skipped(count, name):
-    """Say how many images of a source are left out, if any."""
-    if count:
-        print(f"  {count} images of {name} cannot be decoded and are left out")
+    Args:
+        name: Of the source.
+        skipped: List of dicts with `file` and `reason`.
+    """
+    for item in skipped[:NAMES_SHOWN]:
+        logging.warning("Skipping %s: %s", item["file"], item["reason"])
+    if skipped:
+        print(
+            f"  {len(skipped)} images of {name} cannot be decoded and are left "
+            "out: see skipped.csv"
+        )
 
 
 def _percent(value):

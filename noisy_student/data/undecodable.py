@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images of a source cannot be decoded, and why."""
+
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from noisy_student.data import sources
+from noisy_student.errors import UserError
+
+# Python fails on TensorFlow's message if it names a file that is not UTF-8.
+_READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+
+
+def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
+    """Finds the images that cannot be decoded, by decoding each once.
+
+    Args:
+        source: a `Source`.
+        decode: string scalar -> tensors, eagerly and in a graph; it fails
+            with a TensorFlow error if the bytes are no image.
+        num_parallel_calls: number of images decoded at a time.
+
+    Returns:
+        Dict of (shard, row) -> short reason, in order. A file that is gone
+        counts as undecodable; one that decodes at a second try does not.
+
+    Raises:
+        UserError: if a file that holds many images cannot be read to its end.
+    """
+
+    def examples(shard):
+        numbered = source.open_shard(shard).enumerate()
+        return numbered.map(lambda row, example: (shard, row, example[0]))
+
+    # ignore_errors surrounds the decoding alone: a record file that cannot be
+    # opened fails again at every attempt, and would be ignored for ever.
+    def decoded_positions(*examples):
+        batch = tf.data.Dataset.from_tensor_slices(examples)
+        # Two maps, because TensorFlow skips the decoding in a function that
+        # does not return the image.
+        images = batch.map(lambda s, r, ref: (s, r, decode(source.load(ref))))
+        return images.map(lambda s, r, image: (s, r)).ignore_errors()
+
+    parallel = {
+        "num_parallel_calls": num_parallel_calls,
+        "deterministic": False,
+    }
+    positions = (
+        tf.data.Dataset.range(len(source.shard_sizes))
+        .interleave(examples, **parallel)
+        .batch(16)
+        .interleave(decoded_positions, **parallel)
+        .batch(1024)
+    )
+    failed = [np.ones(size, bool) for size in source.shard_sizes]
+    try:
+        for shards, rows in positions.as_numpy_iterator():
+            for shard, row in zip(shards, rows, strict=True):
+                failed[shard][row] = False
+    except _READ_ERRORS as error:
+        raise sources.label_error(error) or UserError(
+            f"{source.name} cannot be read to its end "
+            f"({_reason(error)}): repair or replace the damaged file"
+        ) from error
+
+    return reasons(
+        source,
+        [
+            (shard, int(row))
+            for shard, rows in enumerate(failed)
+            for row in np.flatnonzero(rows)
+        ],
+        decode,
+    )
+
+
+def reasons(source, positions, decode):
+    """Why some images cannot be decoded.
+
+    Args:
+        source: a `Source`.
+        positions: pairs (shard, row).
+        decode: as in `find`.
+
+    Returns:
+        Dict of (shard, row) -> short reason, in order; without the images that
+        can be decoded after all.
+    """
+
+    def read(reference):
+        return decode(source.load(reference))
+
+    rows_of = {}
+    for shard, row in sorted(positions):
+        rows_of.setdefault(shard, []).append(row)
+    found = {}
+    for shard, rows in rows_of.items():
+        numbered = source.open_shard(shard).enumerate()
+        is_wanted = among([(0, row) for row in rows])
+        failing = numbered.filter(lambda row, _, f=is_wanted: f(0, row))
+        # In a graph, as the images were read before.
+        images = iter(failing.map(lambda _, example: read(example[0])))
+        for row in rows:
+            try:
+                next(images)
+            except _READ_ERRORS as error:
+                found[shard, row] = _reason(error)
+    return found
+
+
+def among(positions):
+    """Whether an image is one of some, asked in a graph.
+
+    Args:
+        positions: pairs (shard, row), at least one.
+
+    Returns:
+        Function of shard and row, int64 scalars, to a bool scalar.
+    """
+    rows_in_shard = 2**32  # more than any shard has
+    keys = sorted(shard * rows_in_shard + row for shard, row in positions)
+    keys = tf.constant(keys, tf.int64)
+
+    def is_among(shard, row):
+        wanted = tf.cast(shard, tf.int64) * rows_in_shard + row
+        place = tf.searchsorted(keys, [wanted])[0]
+        return keys[tf.minimum(place, len(keys) - 1)] == wanted
+
+    return is_among
+
+
+def _reason(error):
+    """What TensorFlow says of an error, on one line, without the frame."""
+    undecoded = isinstance(error, UnicodeDecodeError)
+    message = sources.printable(error.object) if undecoded else error.message
+    if isinstance(error, tf.errors.NotFoundError) or "No such file" in message:
+        return "no such file"
+    if re.search(r"pos \d+ out of range for string|slice index", message):
+        return "its header is cut off"
+    line = message.partition("\n")[0]
+    line = re.sub(r"^{{.*?}} |\s*\[Op:.*", "", line)
+    line = re.sub(r"^Error in .* transformation with iterator: \S+: ", "", line)
+    line = re.sub(r"^assertion failed: \[(.*)\]$", r"\1", line)
+    line = sources.printable(line)
+    return line if len(line) <= 200 else line[:199] + "…"
