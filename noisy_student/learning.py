@@ -31,6 +31,7 @@ def train(run, iteration):
     labels = None
     if iteration and run.config.online_teacher:
         prerequisites.check_model(run, iteration - 1, "learn from")
+        prerequisites.check_better_than_guessing(run, iteration - 1)
     elif iteration:
         labels = prerequisites.finished_labels(run, iteration)
     run.begin()

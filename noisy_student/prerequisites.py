@@ -170,13 +170,28 @@ def finished_labels(run, iteration):
             f"the copies in {labels.directory} are damaged, for selection.json "
             f"counts others: make them again with {_command(run, 'select')}"
         )
-    if not selection["num_selected"]:
+    _check_selection(run, labels, selection)
+    return labels
+
+
+def _check_selection(run, labels, selection):
+    """Refuse to learn from next to nothing, or from a part of the classes."""
+    kept, num_classes = selection["num_kept"], run.num_classes
+    if not kept:
         raise UserError(
             f"no unlabeled image passed --confidence_threshold="
             f"{run.config.confidence_threshold} (see {labels.selection_path}): "
             "lower it, or train a better teacher"
         )
-    return labels
+    empty = selection["kept_per_class"].count(0)
+    if run.config.force or (kept >= num_classes and empty <= num_classes / 2):
+        return
+    raise UserError(
+        f"{kept} of {selection['num_images']} unlabeled images are kept, and "
+        f"none for {empty} of {num_classes} classes: lower "
+        f"--confidence_threshold with {_command(run, 'select')}, train a "
+        "better teacher, or go on with --force"
+    )
 
 
 def check_not_begun(run, iteration):

@@ -216,7 +216,9 @@ def _labels(folder):
         store.begin(manifest)
         for shard, size in enumerate(store.shard_sizes):
             store.write_probs(shard, rng.dirichlet([1, 1, 1], size))
-        store.write_copies(np.arange(9) % 3, {"num_kept": 6, "num_selected": 9})
+        summary = {"num_images": 9, "num_kept": 6, "num_selected": 9}
+        summary["kept_per_class"] = [2, 2, 2]
+        store.write_copies(np.arange(9) % 3, summary)
 
         def read(path, store=store, manifest=manifest):
             store.begin(manifest)

@@ -161,9 +161,14 @@ class LabelStore:
             return None
         return read_json(
             self.selection_path,
-            lambda summary: (
-                isinstance(summary["num_kept"], int)
-                and isinstance(summary["num_selected"], int)
+            lambda summary: all(
+                isinstance(count, int)
+                for count in (
+                    summary["num_images"],
+                    summary["num_kept"],
+                    summary["num_selected"],
+                    *summary["kept_per_class"],
+                )
             ),
             "delete it, and --mode=select makes it again",
         )

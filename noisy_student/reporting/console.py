@@ -7,6 +7,9 @@ from absl import logging
 # More names than this would bury what matters; the files hold them all.
 NAMES_SHOWN = 10
 
+# Below this share of the images a selection deserves a second look.
+FEW_KEPT = 0.01
+
 # Of a selection that are counted together: there may be hundreds of millions.
 ROWS_AT_ONCE = 1 << 16
 
@@ -215,6 +218,9 @@ def selection_text(summary):
             f"  balanced to {per_class} a class (they had {min(above)} to "
             f"{max(above)}): {kept}"
         )
+    kept_share = summary["num_kept"] / max(1, summary["num_images"])
+    if kept_share < FEW_KEPT:
+        lines.append(f"  warning: only {kept_share:.2%} of the images are kept")
     empty = [
         name
         for name, count in zip(
@@ -226,8 +232,8 @@ def selection_text(summary):
         shown = ", ".join(empty[:NAMES_SHOWN])
         more = ", ..." if len(empty) > NAMES_SHOWN else ""
         lines.append(
-            f"  warning: no image was kept for {len(empty)} classes: "
-            f"{shown}{more}"
+            f"  warning: no image was kept for {len(empty)} of "
+            f"{len(summary['class_names'])} classes: {shown}{more}"
         )
     return "\n".join(lines)
 
