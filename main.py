@@ -38,6 +38,9 @@ def run(argv):
         # Only now, so that --help and a wrong flag are answered at once.
         # TensorFlow's notes on itself help nobody here; its errors still show.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # Keras would write a file of settings into the home folder, and take
+        # those that it finds there, such as another order of dimensions.
+        os.environ.setdefault("KERAS_HOME", os.devnull)
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         from noisy_student import phases
 

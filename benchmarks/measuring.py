@@ -70,9 +70,9 @@ def pyplot_for_svg():
     return pyplot
 
 
-def resident(field):
-    """Bytes of this process: `VmRSS` now, `VmHWM` at their highest."""
-    with open("/proc/self/status") as status:
+def resident(field, process="self"):
+    """Bytes of a process: `VmRSS` now, `VmHWM` at their highest."""
+    with open(f"/proc/{process}/status") as status:
         for line in status:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
