@@ -16,6 +16,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"  # in a folder that has an owner
+# Folders that this process owns, and the descriptors of their locks.
+_owned = {}
 # What keeps a file from being read, whatever is in it.
 UNREADABLE = (FileNotFoundError, PermissionError, MemoryError)
 # How file systems say that they have no locks, or flush no folders.
@@ -44,6 +46,7 @@ def replacing(path):
         path: Where the file shall stand; folders are made.
     """
     path = pathlib.Path(path)
+    _check_there(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same name always, so that a killed process leaves at most one behind.
     temporary = path.with_name(f".{path.name}.tmp")
@@ -114,10 +117,35 @@ def owned(directory):
                 f"{owner} works in {directory}: wait until it has ended, or "
                 "use another --workdir"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
+        with contextlib.suppress(OSError):  # a full disk: the lock will do
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        _owned[pathlib.Path(directory).absolute()] = file.fileno()
+        try:
+            yield
+        finally:
+            del _owned[pathlib.Path(directory).absolute()]
+
+
+def _check_there(path):
+    """Refuse to write into an owned folder that is no longer the same.
+
+    Where a drive was unmounted or a folder deleted, the rest of a run would
+    grow in its place, without what came before.
+    """
+    for directory, descriptor in _owned.items():
+        if not path.absolute().is_relative_to(directory):
+            continue
+        try:
+            lock = os.stat(directory / LOCK)
+        except OSError:
+            lock = None
+        if lock is None or not os.path.samestat(lock, os.fstat(descriptor)):
+            raise UserError(
+                f"{directory} has vanished while a run worked in it: bring it "
+                "back, and the same command goes on"
+            )
 
 
 def _lock(file):

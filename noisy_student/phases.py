@@ -59,9 +59,9 @@ def run_mode(config):
     try:
         with run.workdir.owned():
             modes[config.mode](run)
-    except tf.errors.InvalidArgumentError as error:
-        # The labels of record files are checked while they are read.
-        raise (sources.label_error(error) or error) from None
+    except tf.errors.OpError as error:
+        # Files may vanish, and what they hold is checked while it is read.
+        raise (sources.read_error(error) or error) from None
 
 
 def iterate(run):

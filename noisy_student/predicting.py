@@ -13,6 +13,9 @@ import numpy as np
 from noisy_student import assembly
 from noisy_student import batches
 from noisy_student import skipping
+from noisy_student.data import decoding
+from noisy_student.data import undecodable
+from noisy_student.errors import UserError
 from noisy_student.evaluation.accuracy import Accuracy
 from noisy_student.models import import_weights
 from noisy_student.models import stochastic_depth
@@ -79,7 +82,7 @@ def accuracy_of_weights(run, path):
 
 
 def _accuracy(run, network):
-    accuracy, undecodable = Accuracy(), []
+    accuracy, positions = Accuracy(), []
     shards = range(len(run.evaluation.shard_sizes))
     clean = batches.make_augment(run, network.input_shape[1], noise=())
     for shard, probs, labels in _predict(
@@ -87,8 +90,8 @@ def _accuracy(run, network):
     ):
         accuracy.update(probs, labels)
         rows = np.flatnonzero(np.isnan(probs).any(axis=1))
-        undecodable += [(shard, int(row)) for row in rows]
-    skipping.record(run, "evaluation", undecodable)
+        positions += [(shard, int(row)) for row in rows]
+    skipping.record(run, "evaluation", positions)
     return accuracy.result()
 
 
@@ -108,10 +111,27 @@ def _predict(run, network, augment, source, shards):
         reseed=functools.partial(stochastic_depth.reseed_noise, network),
         jit_compile=distribution.uses_xla(run.strategy),
     )
-    for count, prediction in enumerate(predictions, start=1):
-        yield prediction
+    for count, (shard, probs, labels) in enumerate(predictions, start=1):
+        _check_there(source, shard, probs)
+        yield shard, probs, labels
         if len(shards) >= 10 and count % (len(shards) // 10) == 0:
             print(f"  {count} of {len(shards)} shards", flush=True)
+
+
+def _check_there(source, shard, probs):
+    """Tell images that have vanished from those that cannot be decoded.
+
+    A drive that was unmounted would leave the rest without labels for good.
+    """
+    rows = np.flatnonzero(np.isnan(probs).any(axis=1))
+    positions = [(shard, int(row)) for row in rows]
+    found = undecodable.reasons(source, positions, decoding.decode)
+    for position, reason in found.items():
+        if reason == undecodable.NO_SUCH_FILE:
+            raise UserError(
+                f"{source.example_name(*position)} has vanished: bring it "
+                "back, and the same command goes on"
+            )
 
 
 def _batch_size(run, source):

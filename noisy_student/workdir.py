@@ -49,7 +49,7 @@ class Workdir:
             with owned(self.path):
                 yield
         finally:
-            if [path.name for path in self.path.iterdir()] == [LOCK]:
+            if [path.name for path in self.path.glob("*")] == [LOCK]:
                 (self.path / LOCK).unlink()
                 self.path.rmdir()
 

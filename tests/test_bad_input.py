@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 from test_end_to_end import save_images
 
 import main
+from noisy_student import predicting
 
 SMOKE = f"--flagfile={REPOSITORY / 'flags' / 'smoke.flags'}"
 
@@ -212,3 +213,35 @@ def test_labels_that_count_from_one_are_noticed_while_they_are_read(
         "--mode=teach",
     )
     assert "--tfrecord_first_label" in message
+
+
+def test_files_that_vanish_or_break_on_the_way_are_named(
+    photos, tmp_path, capsys, few_blocks
+):
+    root = shutil.copytree(photos, tmp_path / "photos")
+    arguments = (
+        SMOKE,
+        "--dataset=",
+        f"--labeled_dir={root / 'labeled'}",
+        f"--unlabeled_dir={root / 'unlabeled'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--batch_size=2",
+        "--train_steps=2",
+    )
+    assert main.main(["main.py", *arguments, "--mode=teach"]) == 0
+    gone = next((root / "unlabeled").iterdir())
+    # The listing is made before; what it names goes before it is read.
+    with pytest.MonkeyPatch.context() as patched:
+        label = predicting.labels_of
+
+        def labels_of(*arguments):
+            gone.rename(tmp_path / "away")
+            return label(*arguments)
+
+        patched.setattr(predicting, "labels_of", labels_of)
+        message = fail(capsys, *arguments, "--mode=label")
+    assert f"{gone.name} has vanished" in message
+    labels = tmp_path / "run" / "iteration_1" / "labels"
+    assert not list(labels.glob("probs-*"))
+    (tmp_path / "away").rename(gone)
+    assert main.main(["main.py", *arguments, "--mode=label"]) == 0

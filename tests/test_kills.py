@@ -14,7 +14,7 @@ pytest.importorskip("fcntl")  # and what else these need of Linux
 def whole(tmp_path_factory):
     """A workdir that nobody disturbed, and its number of dangerous moments."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, kills.complete(workdir, ["--students=b0"])
+    return workdir, kills.complete(workdir, [])
 
 
 def test_killed_while_it_writes(whole, tmp_path):
@@ -24,12 +24,10 @@ def test_killed_while_it_writes(whole, tmp_path):
     workdir = tmp_path / "run"
     done = 0
     for moment in moments:
-        code, _ = kills.start(
-            workdir, ["--students=b0"], at_write=max(1, moment - done)
-        )
+        code, _ = kills.start(workdir, [], at_write=max(1, moment - done))
         assert code == -9, "it should have been killed"
         done = moment
-    code, _ = kills.start(workdir, ["--students=b0"])
+    code, _ = kills.start(workdir, [])
     assert code == 0
     assert not kills.differences(expected, workdir)
 

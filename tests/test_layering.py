@@ -39,6 +39,7 @@ ALLOWED = {
     "predicting": {
         "assembly",
         "batches",
+        "data",
         "evaluation",
         "models",
         "pseudo_labels",

@@ -877,5 +877,29 @@ def test_undecodable_records(tmp_path):
     assert list(undecodable.find(source, decode)) == [(0, 1), (1, 1)]
     # A record file that goes is another matter: its rows cannot be dropped.
     os.remove(tmp_path / "b")
-    with fails("cannot be read to its end", "no such file"):
+    with fails("/b has vanished"):
         undecodable.find(source, decode)
+
+
+def failure(dataset):
+    with pytest.raises(tf.errors.OpError) as caught:
+        list(dataset)
+    return sources.read_error(caught.value)
+
+
+def test_what_a_failed_read_tells_a_user(tmp_path):
+    path = tmp_path / "some: records"
+    write_records(path, [b"x" * 100] * 3)
+    content = bytearray(path.read_bytes())
+    records = tf.data.TFRecordDataset(str(path))
+    path.write_bytes(content[:200])
+    assert "damaged (truncated record at 116)" in str(failure(records))
+    content[150] ^= 1
+    path.write_bytes(content)
+    assert "damaged (corrupted record at 128)" in str(failure(records))
+    path.unlink()
+    assert str(failure(records)).startswith(f"{path} has vanished")
+    files = tf.data.Dataset.from_tensors(str(path)).map(tf.io.read_file)
+    assert str(failure(files)).startswith(f"{path} has vanished")
+    broken = tf.data.Dataset.from_tensors(b"").map(tf.io.decode_png)
+    assert failure(broken) is None

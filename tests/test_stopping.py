@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -110,3 +111,24 @@ def test_a_workdir_that_nothing_came_of_goes_again(tmp_path):
     with workdir.owned():
         workdir.write_flags("--seed=1\n")
     assert (workdir.path / "run.flags").exists()
+
+
+def test_a_workdir_that_vanishes_is_not_made_anew(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(UserError, match="has vanished"), workdir.owned():
+        workdir.write_flags("--seed=1\n")
+        shutil.rmtree(workdir.path)
+        workdir.write_flags("--seed=2\n")
+    assert not workdir.path.exists()
+
+
+def test_a_workdir_that_another_takes_the_place_of_is_left_alone(tmp_path):
+    # As where a drive is unmounted, and its mount point is an empty folder.
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(UserError, match="has vanished"), workdir.owned():
+        workdir.write_flags("--seed=1\n")
+        workdir.path.rename(tmp_path / "away")
+        workdir.path.mkdir()
+        workdir.write_flags("--seed=2\n")
+    assert not any(workdir.path.iterdir())
+    assert (tmp_path / "away" / "run.flags").read_text() == "--seed=1\n"

@@ -171,17 +171,42 @@ def check_same_classes(labeled, evaluation):
     )
 
 
-def label_error(error):
-    """The mistake in the labels that a failed read tells of.
+def read_error(error):
+    """What a failed read tells a user.
 
     Args:
         error: what TensorFlow raised while a source was read.
 
     Returns:
-        A `UserError` if it comes from `checked_label`, else None.
+        A `UserError` if a label is none (`checked_label`), a record file is
+        damaged or a file has vanished; else None.
     """
-    found = re.search(r"assertion failed: \[(.*?)\] \[-?\d+\]", str(error))
-    return UserError(found.group(1)) if found else None
+    for line in map(without_frame, str(error).splitlines()):
+        found = re.search(r"assertion failed: \[(.*?)\] \[-?\d+\]", line)
+        if found:
+            return UserError(found.group(1))
+        found = re.search(r"(corrupted|truncated) record at \d+", line)
+        if found:
+            return UserError(
+                f"a record file is damaged ({found.group()}): replace it, and "
+                "the same command goes on"
+            )
+        found = re.search(r"^(.+); No such file or directory", line)
+        if found:
+            return UserError(
+                f"{found.group(1)} has vanished: bring it back, and the same "
+                "command goes on"
+            )
+    return None
+
+
+def without_frame(line):
+    """A line of TensorFlow's messages, printable, without where it was."""
+    frame = (
+        r"{{.*?}} |Error in .* transformation with iterator: \S+: "
+        r"|\s*\[Op:.*|\s*\[\[.*"
+    )
+    return printable(re.sub(frame, "", line))
 
 
 def source_in_memory(*, references, labels, row_name, **fields):

@@ -9,6 +9,8 @@ import tensorflow as tf
 from noisy_student.data import sources
 from noisy_student.errors import UserError
 
+NO_SUCH_FILE = "no such file"  # the reason that is no fault of the image
+
 # Python fails on TensorFlow's message if it names a file that is not UTF-8.
 _READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
@@ -60,7 +62,7 @@ def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
             for shard, row in zip(shards, rows, strict=True):
                 failed[shard][row] = False
     except _READ_ERRORS as error:
-        raise sources.label_error(error) or UserError(
+        raise sources.read_error(error) or UserError(
             f"{source.name} cannot be read to its end "
             f"({_reason(error)}): repair or replace the damaged file"
         ) from error
@@ -136,12 +138,9 @@ def _reason(error):
     undecoded = isinstance(error, UnicodeDecodeError)
     message = sources.printable(error.object) if undecoded else error.message
     if isinstance(error, tf.errors.NotFoundError) or "No such file" in message:
-        return "no such file"
+        return NO_SUCH_FILE
     if re.search(r"pos \d+ out of range for string|slice index", message):
         return "its header is cut off"
-    line = message.partition("\n")[0]
-    line = re.sub(r"^{{.*?}} |\s*\[Op:.*", "", line)
-    line = re.sub(r"^Error in .* transformation with iterator: \S+: ", "", line)
+    line = sources.without_frame(message.partition("\n")[0])
     line = re.sub(r"^assertion failed: \[(.*)\]$", r"\1", line)
-    line = sources.printable(line)
     return line if len(line) <= 200 else line[:199] + "…"
