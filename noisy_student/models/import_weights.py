@@ -262,6 +262,7 @@ def _open_keras(path, stack):
     zipped = path.name.lower().endswith(".keras")
     kind = "Keras model" if zipped else "Keras weights"
     errors = (OSError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile)
+    errors += (AttributeError, TypeError, ValueError)  # of damaged links
     stack.enter_context(_reading(path, "Keras file", *errors))
     file = path
     if zipped:
