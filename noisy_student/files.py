@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 
 from noisy_student.errors import UserError
 
@@ -57,6 +58,35 @@ def replacing(path):
             error.filename = str(path)  # a write that fails does not say where
         raise
     _flush(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_folder(path):
+    """Give a folder to fill; it becomes `path` at the end, whole.
+
+    Args:
+        path: Where the folder shall stand; one that stands there is removed
+            with all that is in it, once the new one is filled.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (
+        path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old")
+    )
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for part in sorted(temporary.rglob("*"), reverse=True):
+            _flush(part)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path, text):

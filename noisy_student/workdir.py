@@ -2,6 +2,7 @@
 """The folder of a run: where each thing stands, and what is already there.
 
 run.flags          the settings in force
+data.json          names of the classes; which images, and how many
 results.json       a record for each phase that ended
 times.json         seconds of the commands that ended them
 .lock              of the process that works here
@@ -16,6 +17,7 @@ import pathlib
 import shutil
 import zipfile
 
+from noisy_student.errors import UserError
 from noisy_student.files import LOCK
 from noisy_student.files import owned
 from noisy_student.files import replacing
@@ -112,6 +114,33 @@ class Workdir:
         """Record the settings in force."""
         write_text(self.path / "run.flags", text)
 
+    def data(self):
+        """The dict of `data.json`; empty if no phase has begun."""
+        path = self.path / "data.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_data(self, data):
+        """Record what the run learns from, so that models explain themselves.
+
+        Args:
+            data: Dict of `classes`, a list of names, and for `labeled`,
+                `unlabeled` and `evaluation` what is known of them, or None.
+
+        Raises:
+            UserError: If the run has other classes so far.
+        """
+        before = self.data()
+        if before == data:
+            return
+        made = any(self.path.glob("iteration_*"))
+        if made and before.get("classes", data["classes"]) != data["classes"]:
+            raise UserError(
+                f"{self} was made with {_some(before['classes'])} as classes, "
+                f"and now they are {_some(data['classes'])}: give the images "
+                "that it was made with, or use another --workdir"
+            )
+        write_json(self.path / "data.json", data)
+
     def results(self):
         """The records so far, in order."""
         path = self.path / "results.json"
@@ -168,6 +197,11 @@ def _copy_without_dates(source, target):
                     copy.write(json.dumps(metadata).encode())
                 else:
                     shutil.copyfileobj(content, copy, 2**20)
+
+
+def _some(names):
+    """The first names of classes, and how many there are."""
+    return f"{', '.join(names[:3])}, ... ({len(names)})"
 
 
 def _time_key(record):

@@ -223,15 +223,34 @@ def undecodable(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
             f"({_reason(error)}): repair or replace the damaged file"
         ) from error
 
-    reasons = {}
-    for shard in (shard for shard, rows in enumerate(failed) if rows.any()):
-        for row, (reference, _) in enumerate(source.open_shard(shard)):
-            if failed[shard][row]:
-                try:
-                    decode(source.load(reference))
-                except _READ_ERRORS as error:
-                    reasons[shard, row] = _reason(error)
-    return reasons
+    return {
+        (shard, row): reason
+        for shard, rows in enumerate(failed)
+        if rows.any()
+        for row, reason in reasons(source, shard, rows, decode).items()
+    }
+
+
+def reasons(source, shard, failed, decode):
+    """Why images of a shard cannot be decoded, by trying again.
+
+    Args:
+        source: a `Source`.
+        shard: number of the shard.
+        failed: bool `(N_i,)`, which images to try.
+        decode: as in `undecodable`.
+
+    Returns:
+        Dict of row -> short reason, in order, of those that fail again.
+    """
+    found = {}
+    for row, (reference, _) in enumerate(source.open_shard(shard)):
+        if failed[row]:
+            try:
+                decode(source.load(reference))
+            except _READ_ERRORS as error:
+                found[row] = _reason(error)
+    return found
 
 
 def label_error(error):
