@@ -5,7 +5,9 @@ The images that it was trained on may be gone, and the folder may be a copy on
 another machine. Weights of others can be used likewise, without a workdir.
 """
 
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import zipfile
@@ -26,6 +28,9 @@ from noisy_student.workdir import Workdir
 
 # ImageNet's, which the weights that are released have.
 RELEASED_CLASSES = 1000
+
+# What a model is missed for.
+PURPOSES = {"predict": "predict with", "embed": "embed with"}
 
 
 def open_finished(config):
@@ -56,7 +61,9 @@ def open_finished(config):
     has_flags = (workdir.path / RUN_FLAGS).exists()
     if config.init_from and not has_flags:
         return _without_names(run, config.num_classes or RELEASED_CLASSES), None
-    iteration = prerequisites.choose_model(run, None, config.mode)
+    iteration = prerequisites.choose_model(
+        run, None, PURPOSES.get(config.mode, config.mode)
+    )
     if not has_flags:
         raise UserError(
             f"{workdir} has no {RUN_FLAGS}, which says how its models see "
@@ -97,7 +104,7 @@ def load_finished(run, iteration):
     if run.num_classes != num_classes:
         raise UserError(
             f"{run.workdir.model(iteration)} knows {num_classes} classes, but "
-            f"{run.workdir / 'data.json'} names {run.num_classes}: copy the "
+            f"{run.workdir} names {run.num_classes}: copy the "
             "folder of the run again"
         )
     return network, run
@@ -152,12 +159,31 @@ def check_output(config, default, endings=()):
 def _load(path):
     try:
         return keras.saving.load_model(path, compile=False)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().partition("\n")[0]
+    # What Keras raises for files that are damaged, and for newer ones.
+    except (
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
-            f"{path} cannot be loaded ({reason}): copy it again from where it "
-            "was trained, or train it again"
+            f"{path} cannot be loaded: {_why_not(path, error)}"
         ) from error
+
+
+def _why_not(path, error):
+    """Why a model cannot be loaded, and the way out."""
+    with contextlib.suppress(OSError, KeyError, ValueError, zipfile.BadZipFile):
+        with zipfile.ZipFile(path) as file:
+            version = json.loads(file.read("metadata.json"))["keras_version"]
+        if version != keras.__version__:
+            return (
+                f"it was saved with Keras {version}, and this is "
+                f"{keras.__version__}; install that version, or a newer one"
+            )
+    line = " ".join(str(error).split())[:200]
+    return f"it is damaged ({line}); copy it again, or train it again"
 
 
 def _without_names(run, num_classes):

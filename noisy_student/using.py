@@ -122,7 +122,8 @@ class _Parts:
     def print_summary(self, where):
         """Say where the rows are."""
         without = f", {self.num_failed} of them without an answer"
+        count = self.source.num_examples
         print(
-            f"  {self.source.num_examples} rows"
+            f"  {count} row{'' if count == 1 else 's'}"
             f"{without if self.num_failed else ''}: {where}"
         )

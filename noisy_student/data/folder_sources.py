@@ -112,7 +112,7 @@ def images_at(path):
     brings in everything below it. A file that is named itself need not end like
     an image. The order is that of the bytes of the names, folder by folder;
     hidden files and folders and links are treated as in `class_folders`, but
-    what is named itself may be hidden. No file comes twice.
+    what is named itself may be hidden.
 
     Args:
         path: str, bytes or path-like.

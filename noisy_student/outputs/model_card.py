@@ -21,7 +21,8 @@ import tensorflow as tf
 
 model = tf.saved_model.load("saved_model")
 image = tf.io.read_file("photo.jpg")
-answer = model.signatures["serving_default"](image_bytes=tf.stack([image]))
+serve = model.signatures["serving_default"]
+answer = serve(image_bytes=tf.stack([image]))
 print(answer["classes"].numpy(), answer["class_probabilities"].numpy())
 """,
     "onnx": """

@@ -22,12 +22,7 @@ def main(argv):
     # Without pickle.
     with np.load(probe_path) as file:
         probe = dict(file)
-    answers = {
-        "keras": keras_answers,
-        "savedmodel": savedmodel_answers,
-        "onnx": onnx_answers,
-        "tflite": tflite_answers,
-    }[name](model, probe)
+    answers = ANSWERS[name](model, probe)
     if "noisy_student" in sys.modules:
         raise ImportError("the model needs noisy_student to be loaded")
     np.savez(answers_path, **answers)
@@ -94,6 +89,13 @@ def _answers(logits_of, probe):
         "of_one": np.array(logits_of(pixels[:1])),
     }
 
+
+ANSWERS = {
+    "keras": keras_answers,
+    "savedmodel": savedmodel_answers,
+    "onnx": onnx_answers,
+    "tflite": tflite_answers,
+}
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
