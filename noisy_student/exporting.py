@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a finished model: files that others can load, checked, and a card."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import shutil
 import tempfile
 
 import numpy as np
-import tensorflow as tf
 
 import noisy_student
 from noisy_student import batches
@@ -40,15 +40,14 @@ def export(config):
         UserError: If there is no model, a tool is missing that was asked for,
             or a format does not say what the model says: that one is left out.
     """
+    # Files need no accelerator, whose answers differ in more digits.
+    config = dataclasses.replace(config, distribution="cpu")
     run, iteration = finished.open_finished(config)
     names = _formats(config)
     folder = _folder(config, run, iteration)
-    # It takes no accelerator to write files, and the answers of one differ in
-    # more digits.
-    with tf.device("CPU:0"):
-        network, run = finished.load_finished(run, iteration)
-        print(f"Export: {finished.title(run, iteration, network)} to {folder}")
-        failures = _write(run, iteration, network, names, folder)
+    network, run = finished.load_finished(run, iteration)
+    print(f"Export: {finished.title(run, iteration, network)} to {folder}")
+    failures = _write(run, iteration, network, names, folder)
     if failures:
         raise UserError(
             "; ".join(f"no {name}: {why}" for name, why in failures.items())
@@ -60,43 +59,43 @@ def _write(run, iteration, network, names, folder):
     """Fill the folder; returns dict of format -> why it is not there."""
     view = batches.make_augment(run, network.input_shape[1], noise=())
     records, failures = {}, {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        replacing_folder(folder) as temporary,
+        tempfile.TemporaryDirectory(dir=temporary) as scratch,
+    ):
         probe = f"{scratch}/probe.npz"
         images = checking.probe_images(network.input_shape[1])
         pixels = checking.write_probe(probe, images, view)
         network, logits, as_trained = _portable(network, pixels)
-        with replacing_folder(folder) as temporary:
-            for name in names:
-                path = temporary / FORMATS[name].file
-                try:
-                    FORMATS[name].write(network, path, view, run.class_names)
-                    worst = checking.reloaded_deviation(
-                        name, path, probe, logits
-                    )
-                # Converters raise whatever they like.
-                except Exception as error:
-                    failures[name] = _one_line(error)
-                    _remove(path)
-                    continue
-                print(
-                    f"  {path.name}: loaded in a new process, logits differ by "
-                    f"{worst:.1g} of the largest"
-                )
-                records[name] = {"file": path.name, "deviation": worst}
-            if not records:
-                raise UserError(
-                    "nothing could be exported: "
-                    + "; ".join(f"{n}: {why}" for n, why in failures.items())
-                )
-            facts = history.facts(run, iteration, network)
-            facts |= {
-                "formats": records,
-                "as_trained": as_trained,
-                "tolerance": checking.TOLERANCE,
-                "versions": _versions(),
-            }
-            write_json(temporary / RECORD, facts)
-            write_text(temporary / CARD, model_card.render(facts))
+        for name in names:
+            path = temporary / FORMATS[name].file
+            try:
+                FORMATS[name].write(network, path, view, run.class_names)
+                worst = checking.reloaded_deviation(name, path, probe, logits)
+            # Converters raise whatever they like.
+            except Exception as error:
+                failures[name] = _one_line(error)
+                _remove(path)
+                continue
+            print(
+                f"  {path.name}: loaded in a new process, logits differ by "
+                f"{worst:.1g} of the largest"
+            )
+            records[name] = {"file": path.name, "deviation": worst}
+        if not records:
+            raise UserError(
+                "nothing could be exported: "
+                + "; ".join(f"no {n}: {why}" for n, why in failures.items())
+            )
+        facts = history.facts(run, iteration, network)
+        facts |= {
+            "formats": records,
+            "as_trained": as_trained,
+            "tolerance": checking.TOLERANCE,
+            "versions": _versions(),
+        }
+        write_json(temporary / RECORD, facts)
+        write_text(temporary / CARD, model_card.render(facts))
     return failures
 
 

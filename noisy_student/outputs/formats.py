@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import pathlib
 import tempfile
 from collections.abc import Callable
 
@@ -111,7 +112,11 @@ def write_onnx(network, path, view, class_names):
 def write_tflite(network, path, view, class_names):
     """Write a TFLite file from `pixels` to `logits`, of its own kernels."""
     del view, class_names
-    with tempfile.TemporaryDirectory() as folder, _quiet("tensorflow"):
+    beside = pathlib.Path(path).parent
+    with (
+        tempfile.TemporaryDirectory(dir=beside) as folder,
+        _quiet("tensorflow"),
+    ):
         # The converter makes constants of weights only if they come from here.
         _write_archive(
             network,
