@@ -6,6 +6,7 @@ Everything is read from the workdir; what is not there any more is None.
 
 import dataclasses
 import json
+import math
 import pathlib
 
 from noisy_student.command_line import spell
@@ -32,7 +33,10 @@ def facts(run, iteration, network):
             "variant": config.variant_of(iteration or 0),
             "image_size": network.input_shape[1],
             "crop": config.crop,
-            "parameters": network.count_params(),
+            # Those that are trained, as papers count them.
+            "parameters": sum(
+                math.prod(weight.shape) for weight in network.trainable_weights
+            ),
             "trained_in": config.dtype,
             "init_from": config.init_from and _base_name(config.init_from),
         },

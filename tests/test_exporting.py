@@ -316,3 +316,14 @@ def test_a_folder_appears_whole(tmp_path):
         (folder / "deep" / "new").write_text("new")
     assert [p.name for p in path.iterdir()] == ["deep"]
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_the_card_of_released_weights_claims_nothing(exported):
+    facts = json.loads((exported / "export.json").read_text())
+    nothing = {"labeled": None, "unlabeled": None, "evaluation": None}
+    facts |= {"chain": [], "recipe": {}, "finetuning": None, "data": nothing}
+    facts["model"] |= {"iteration": None, "init_from": "b0_ns.safetensors"}
+    text = model_card.render(facts)
+    assert r"trained elsewhere, the weights b0\_ns.safetensors;" in text
+    assert "was not measured here" in text
+    assert "Student" not in text and "paper" not in text

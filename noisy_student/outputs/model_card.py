@@ -62,7 +62,7 @@ def render(facts):
         "## Accuracy and teachers",
         _chain(facts),
         "## Recipe",
-        _recipe(facts["recipe"], facts["finetuning"]),
+        _recipe(facts),
         "## Files",
         _files(facts),
         "## Classes",
@@ -98,14 +98,21 @@ def _summary(facts):
         if model["crop"] == "resized"
         else f"the whole image, resized to {size} x {size} pixels"
     )
+    origin = escape(model["init_from"] or "")
+    if model["iteration"] is None:
+        made = f"that was trained elsewhere, the weights {origin}"
+    else:
+        made = (
+            "made by Noisy Student Training "
+            "([arXiv:1911.04252](https://arxiv.org/abs/1911.04252))"
+        )
+        if origin:
+            made += f", beginning with the weights {origin}"
     lines = [
-        "An image classifier made by Noisy Student Training "
-        "([arXiv:1911.04252](https://arxiv.org/abs/1911.04252)), with "
-        f"{model['parameters']:,} parameters. It takes RGB pixels from 0 to "
-        f"255, {view} with a bicubic kernel, and gives logits.",
+        f"An image classifier {made}; {model['parameters']:,} parameters. It "
+        f"takes RGB pixels from 0 to 255, {view} with a bicubic kernel, and "
+        "gives logits.",
     ]
-    if model["init_from"]:
-        lines.append(f"It began with the weights {escape(model['init_from'])}.")
     if model["trained_in"] != "float32":
         lines.append(
             f"It was trained in {model['trained_in']}; these files compute in "
@@ -122,7 +129,7 @@ def _limits(facts):
     measured = (
         f"was measured on {escape(data['name'])} alone"
         if data
-        else "was never measured"
+        else "was not measured here"
     )
     return (
         f"It is meant to tell apart the {len(facts['classes'])} classes below "
@@ -146,7 +153,7 @@ def _data(data):
                 f"{'not counted' if broken is None else broken} |"
             )
         else:
-            lines.append(f"| {role} | none that is known | | |")
+            lines.append(f"| {role} | none, or not known | | |")
     return "\n".join(lines)
 
 
@@ -204,12 +211,15 @@ def _story(link, chain):
     return text
 
 
-def _recipe(recipe, finetuning):
+def _recipe(facts):
+    if not facts["chain"]:
+        return "Not known."
     parts = ["Every setting is as in the paper."]
-    if recipe:
-        parts = ["What differs from the paper's settings:", _flags(recipe)]
-    if finetuning:
-        parts += ["The finetuning's:", _flags(finetuning)]
+    if facts["recipe"]:
+        differs = _flags(facts["recipe"])
+        parts = ["What differs from the paper's settings:", differs]
+    if facts["finetuning"]:
+        parts += ["The finetuning's:", _flags(facts["finetuning"])]
     return "\n\n".join(parts)
 
 
