@@ -50,6 +50,17 @@ MODE_FLAGS = {
     ),
     "plan": ("",),  # everything: it asks what would be
 }
+# What one command does, not how the run is set up: never recorded.
+OF_ONE_COMMAND = (
+    "mode",
+    "iteration",
+    "force",
+    "input",
+    "output",
+    "export_formats",
+)
+# What can be done with weights alone.
+WEIGHT_MODES = ("evaluate", "predict", "embed", "export")
 HELP_FLAGS = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
 
@@ -80,7 +91,7 @@ def parse(argv, recipes=RECIPES):
         argument.lstrip("-").split("=")[0] == "flagfile"
         for argument in arguments
     )
-    if names_recipe or _evaluates_weights(given):
+    if names_recipe or _uses_weights(given):
         base = {}
     elif any(given.get(name) for name in DATA_FLAGS):
         base = read_flagfile(recipes / "own_images.flags")
@@ -96,9 +107,9 @@ def parse(argv, recipes=RECIPES):
     return Config(**{**base, **given})
 
 
-def _evaluates_weights(given):
-    """Whether weights are to be tried as they are, not a recipe."""
-    return given.get("mode") == "evaluate" and given.get("init_from")
+def _uses_weights(given):
+    """Whether weights are to be used as they are, not a recipe."""
+    return given.get("mode") in WEIGHT_MODES and given.get("init_from")
 
 
 def read_flagfile(path):
@@ -126,12 +137,12 @@ def write_run_flags(config, path):
     lines = [f"# Read it back with: python main.py --flagfile={path}"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in ("mode", "iteration"):
-            continue  # what one command does, not how the run is set up
+        if field.name in OF_ONE_COMMAND:
+            continue
         if value is None and field.default is None and _is_text(field):
             continue
         # An empty text where the default is none: no students, no noise.
-        spelled = "" if value is None and _is_text(field) else _spell(value)
+        spelled = "" if value is None and _is_text(field) else spell(value)
         lines.append(f"--{field.name}={spelled}")
     return "\n".join(lines) + "\n"
 
@@ -154,12 +165,12 @@ def help_text():
     lines += ["", "Flags, with the defaults that a recipe starts from:"]
     for field in dataclasses.fields(Config):
         choices = field.metadata["choices"]
-        shown = "|".join(choices) if choices else _spell(field.default)
+        shown = "|".join(choices) if choices else spell(field.default)
         if field.default is None and _is_text(field):
             shown = ""
         text = field.metadata["help"]
         if choices:
-            text += f" Default: {_spell(field.default)}."
+            text += f" Default: {spell(field.default)}."
         lines.append(f"  --{field.name}={shown}")
         lines.append(f"      {text}")
     lines += [
@@ -270,8 +281,8 @@ def _check_same(workdir, recorded, given):
         if _continues(name, old_config, new_config):
             continue
         raise UserError(
-            f"{workdir} was made with --{name}={_spell(old)}, not "
-            f"--{name}={_spell(new)}: use another --workdir, or leave out "
+            f"{workdir} was made with --{name}={spell(old)}, not "
+            f"--{name}={spell(new)}: use another --workdir, or leave out "
             "the flag to go on with that run"
         )
 
@@ -313,7 +324,7 @@ def _is_optional(field):
     return isinstance(field.type, types.UnionType)
 
 
-def _spell(value):
+def spell(value):
     """A value as the command line writes it."""
     if value is None:
         return "auto"

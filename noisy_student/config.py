@@ -43,6 +43,7 @@ class Config(
         self.channel_statistics()
         for name in ("labeled", "unlabeled", "teacher", "finetune"):
             self.noise(name)
+        self.formats()
         count, ratios = len(self.student_variants()), self._unlabeled_ratios()
         if len(ratios) not in (1, count):
             raise UserError(
@@ -74,6 +75,18 @@ class Config(
                 f"{', '.join(settings.NOISE)}; leave it empty for no noise"
             )
         return frozenset(noise)
+
+    def formats(self):
+        """The formats to export, in the order of the settings, or None."""
+        names = [name.strip() for name in self.export_formats.split(",")]
+        if names == ["auto"]:
+            return None
+        for unknown in sorted(set(names) - set(settings.EXPORT_FORMATS)):
+            raise UserError(
+                f"--export_formats holds {unknown!r}, which is none of "
+                f"{', '.join(settings.EXPORT_FORMATS)}; or give auto"
+            )
+        return [name for name in settings.EXPORT_FORMATS if name in names]
 
     def unlabeled_ratio_of(self, iteration):
         """Pseudo-labeled images per labeled one, for a student from 1 on."""

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 
 from noisy_student.errors import UserError
 
@@ -16,6 +17,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"  # in a folder that has an owner
+# What a spreadsheet takes for the beginning of a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # Folders that this process owns, and the descriptors of their locks.
 _owned = {}
 # What keeps a file from being read, whatever is in it.
@@ -64,6 +67,36 @@ def replacing(path):
     _flush(path.parent)
 
 
+@contextlib.contextmanager
+def replacing_folder(path):
+    """Give a folder to fill; it becomes `path` at the end, whole.
+
+    Args:
+        path: Where the folder shall stand; one that stands there is removed
+            with all that is in it, once the new one is filled.
+    """
+    path = pathlib.Path(path)
+    _check_there(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (
+        path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old")
+    )
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for part in sorted(temporary.rglob("*"), reverse=True):
+            _flush(part)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_text(path, text):
     """Write a text as UTF-8, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -92,6 +125,27 @@ def read_json(path, is_whole, way_out):
         if is_whole(value):
             return value
     raise UserError(f"{path} is damaged: {way_out}")
+
+
+def csv_cell(value):
+    """A value as a cell of a CSV file that a spreadsheet may open.
+
+    Args:
+        value: str, float32 or None.
+
+    Returns:
+        Text. One that a spreadsheet would compute gets a `'` before it, which
+        shows it as it is.
+    """
+    if value is None:
+        return ""
+    text = str(value)
+    if isinstance(value, str) and text.startswith(FORMULA):
+        with contextlib.suppress(ValueError):
+            float(text)
+            return text  # a class named -1 computes to itself
+        return f"'{text}"
+    return text
 
 
 @contextlib.contextmanager

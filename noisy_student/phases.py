@@ -16,11 +16,13 @@ import time
 
 import tensorflow as tf
 
+from noisy_student import exporting
 from noisy_student import learning
 from noisy_student import planning
 from noisy_student import predicting
 from noisy_student import prerequisites
 from noisy_student import skipping
+from noisy_student import using
 from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
@@ -43,8 +45,15 @@ def run_mode(config):
         "finetune": finetune,
         "evaluate": evaluate,
     }
-    if config.mode == "plan":
-        planning.plan(config)
+    alone = {
+        "plan": planning.plan,
+        "predict": using.predict,
+        "embed": using.embed,
+        "export": exporting.export,
+    }
+    if config.mode in alone:
+        # Without the images of the run, which may be gone.
+        alone[config.mode](config)
         return
     run = open_run(config)
     print(

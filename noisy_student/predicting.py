@@ -96,13 +96,35 @@ def _accuracy(run, network):
 
 
 def _predict(run, network, augment, source, shards):
+    for shard, probs, labels in answers_of(
+        run, network, augment, source, shards
+    ):
+        _check_there(source, shard, probs)
+        yield shard, probs, labels
+
+
+def answers_of(run, network, augment, source, shards, *, softmax=True):
+    """What a network says to the images of some shards.
+
+    Args:
+        run: The `Run`.
+        network: A `keras.Model` from pixels to rows `(N, C)`, made under the
+            run's strategy.
+        augment: Of `batches.make_augment`.
+        source: The `Source`.
+        shards: Their numbers.
+        softmax: Whether the rows are logits that become probabilities.
+
+    Yields:
+        Triples (shard, rows, labels) as `predict.predict_shards` gives them.
+    """
     with run.strategy.scope():
-        predictor = predict.make_predictor(network)
+        predictor = predict.make_predictor(network, softmax=softmax)
     predictions = predict.predict_shards(
         predictor,
         source,
         shards,
-        num_classes=run.num_classes,
+        num_classes=network.output_shape[-1],
         image_size=network.input_shape[1],
         augment=augment,
         batch_size=_batch_size(run, source),
@@ -111,9 +133,8 @@ def _predict(run, network, augment, source, shards):
         reseed=functools.partial(stochastic_depth.reseed_noise, network),
         jit_compile=distribution.uses_xla(run.strategy),
     )
-    for count, (shard, probs, labels) in enumerate(predictions, start=1):
-        _check_there(source, shard, probs)
-        yield shard, probs, labels
+    for count, answer in enumerate(predictions, start=1):
+        yield answer
         if len(shards) >= 10 and count % (len(shards) // 10) == 0:
             print(f"  {count} of {len(shards)} shards", flush=True)
 

@@ -39,6 +39,8 @@ class Run:
             that nothing was trained for.
         unlabeled: `Source` of unlabeled images, or None.
         evaluation: `Source` of the evaluation images, or None.
+        known_classes: Names of the classes, while a finished model is used
+            and no source is open.
     """
 
     config: Config
@@ -47,10 +49,12 @@ class Run:
     labeled: Source | None
     unlabeled: Source | None
     evaluation: Source | None
+    known_classes: tuple[str, ...] = ()
 
     @property
     def class_names(self):
-        return (self.labeled or self.evaluation).class_names
+        source = self.labeled or self.evaluation
+        return source.class_names if source else self.known_classes
 
     @property
     def num_classes(self):
@@ -98,9 +102,27 @@ class Run:
         """Record the settings, when a phase has all that it needs."""
         path = self.workdir.path / RUN_FLAGS
         self.workdir.path.mkdir(parents=True, exist_ok=True)
+        self.workdir.write_data(self._data())
         # The pixels of a finetuning are not those that the run trains at.
         if self.config.mode != "finetune" or not path.exists():
             self.workdir.write_flags(write_run_flags(self.config, path))
+
+    def _data(self):
+        """What `Workdir.write_data` records."""
+        roles = ("labeled", "unlabeled", "evaluation")
+        sources = {role: getattr(self, role) for role in roles}
+        return {
+            "classes": list(self.class_names),
+            **{
+                role: source
+                and {
+                    "name": source.name,
+                    "num_images": source.num_examples,
+                    "fingerprint": source.fingerprint,
+                }
+                for role, source in sources.items()
+            },
+        }
 
     def seed(self, *purpose):
         """A seed of 31 bits for one purpose, a tuple of small integers."""

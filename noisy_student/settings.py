@@ -20,11 +20,17 @@ MODES = {
     "distill": "train the student on labeled + pseudo-labeled images",
     "finetune": "FixRes: the newest model, briefly, at a larger --image_size",
     "evaluate": "top-1 and top-5 of the newest model on the evaluation images",
+    "predict": "the newest model's top-5 classes of the images at --input",
+    "embed": "its features of the images at --input",
+    "export": "the newest model as .keras, SavedModel, ONNX and TFLite",
     "plan": "what a run needs, before it begins: time, memory, disk",
 }
 
 # What models/efficientnet.py builds, known here without TensorFlow.
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l0", "l1", "l2")
+
+# What --mode=export writes; outputs/formats.py knows how.
+EXPORT_FORMATS = ("keras", "savedmodel", "onnx", "tflite")
 
 # What can disturb an image or the network that sees it. `crop` is the random
 # crop and the mirroring; without it an image is prepared as for evaluation.
@@ -59,7 +65,7 @@ class RunSettings:
         10.0, "At most this much work is lost by a stop.", low=0, free=True
     )
     force: bool = knob(
-        False, "Let a teacher label that is no better than guessing.", free=True
+        False, "Let a mere guesser label; replace --output.", free=True
     )
 
 
@@ -310,7 +316,18 @@ class InferenceSettings:
     """How the images are predicted."""
 
     eval_batch_size: int = knob(
-        256, "Images in a batch of label and evaluate.", low=1, free=True
+        256, "Images in a batch that is only predicted.", low=1, free=True
+    )
+    input: str | None = knob(
+        None, "Images to predict: a file, a folder, a quoted glob.", free=True
+    )
+    output: str | None = knob(
+        None, ".csv, .parquet, .npy or folder; empty: in workdir.", free=True
+    )
+    export_formats: str = knob(
+        "auto",
+        "keras,savedmodel,onnx,tflite; auto: all it can.",
+        free=True,
     )
 
 

@@ -12,6 +12,7 @@ import io
 from noisy_student.data import decoding
 from noisy_student.data import undecodable as broken
 from noisy_student.errors import UserError
+from noisy_student.files import csv_cell
 from noisy_student.files import read_json
 from noisy_student.files import write_json
 from noisy_student.files import write_text
@@ -114,7 +115,9 @@ def _remember(run, role, found):
     left_out = [
         {"file": name, "reason": reason} for name, reason in source.left_out
     ]
-    console.warn_skipped(source.name, [*skipped, *left_out])
+    for item in (*skipped, *left_out)[: console.NAMES_SHOWN]:
+        console.warn_skipped(item["file"], item["reason"])
+    console.print_skipped(len(skipped) + len(left_out), source.name)
     content = {
         "fingerprint": source.fingerprint,
         "skipped": skipped,
@@ -130,7 +133,8 @@ def _write_csv(run):
         if _path(run, role).exists():
             known = _read(_path(run, role))
             for item in (*known["skipped"], *known["left_out"]):
-                rows.append((role, item["file"], item["reason"]))
+                row = (role, item["file"], item["reason"])
+                rows.append(tuple(map(csv_cell, row)))
     path = run.workdir.path / "skipped.csv"
     if rows or path.exists():
         text = io.StringIO()

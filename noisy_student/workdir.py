@@ -2,6 +2,7 @@
 """The folder of a run: where each thing stands, and what is already there.
 
 run.flags          the settings in force
+data.json          names of the classes; which images, and how many
 results.json       a record for each phase that ended
 times.json         seconds of the commands that ended them
 .lock              of the process that works here
@@ -124,6 +125,43 @@ class Workdir:
         """Record the settings in force."""
         write_text(self.path / "run.flags", text)
 
+    def data(self):
+        """The dict of `data.json`; empty if no phase has begun."""
+        path = self.path / "data.json"
+        if not path.exists():
+            return {}
+        roles = ("labeled", "unlabeled", "evaluation")
+        return read_json(
+            path,
+            lambda data: (
+                all(isinstance(n, str) for n in data["classes"])
+                and all(data[role]["name"] for role in roles if data.get(role))
+            ),
+            "delete it; the next phase makes it again, if the images are there",
+        )
+
+    def write_data(self, data):
+        """Record what the run learns from, so that models explain themselves.
+
+        Args:
+            data: Dict of `classes`, a list of names, and for `labeled`,
+                `unlabeled` and `evaluation` what is known of them, or None.
+
+        Raises:
+            UserError: If the run has other classes so far.
+        """
+        before = self.data()
+        if before == data:
+            return
+        made = any(self.path.glob("iteration_*"))
+        if made and before.get("classes", data["classes"]) != data["classes"]:
+            raise UserError(
+                f"{self} was made with {_some(before['classes'])} as classes, "
+                f"and now they are {_some(data['classes'])}: give the images "
+                "that it was made with, or use another --workdir"
+            )
+        write_json(self.path / "data.json", data)
+
     def results(self):
         """The records so far, in order."""
         path = self.path / "results.json"
@@ -187,9 +225,23 @@ def _reading(model_path):
     # Whatever readers of zip files, JSON, HDF5 and layers make of wrong bytes.
     except Exception as error:
         raise UserError(
-            f"{model_path} is damaged ({type(error).__name__}): delete it, and "
-            "the same command makes it again from the last checkpoint"
+            f"{model_path} {_why_not(model_path, error)}"
         ) from error
+
+
+def _why_not(model_path, error):
+    """Why a model cannot be read, and the way out."""
+    with contextlib.suppress(Exception), zipfile.ZipFile(model_path) as file:
+        version = json.loads(file.read("metadata.json"))["keras_version"]
+        if version != keras.__version__ and file.testzip() is None:
+            return (
+                f"was saved with Keras {version}, which Keras "
+                f"{keras.__version__} cannot read: install that one, or a newer"
+            )
+    return (
+        f"is damaged ({type(error).__name__}): delete it, and the same command "
+        "makes it again from the last checkpoint"
+    )
 
 
 def _is_record(record):
@@ -226,6 +278,11 @@ def _copy_without_dates(source, target):
                     copy.write(json.dumps(metadata).encode())
                 else:
                     shutil.copyfileobj(content, copy, 2**20)
+
+
+def _some(names):
+    """The first names of classes, and how many there are."""
+    return f"{', '.join(names[:3])}, ... ({len(names)})"
 
 
 def _time_key(record):

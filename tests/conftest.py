@@ -68,3 +68,58 @@ def clean_view(image_size, crop="padded"):
         random_crop=False,
         randaugment_num_ops=0,
     )
+
+
+def make_finished_run(path, class_names, **settings):
+    """A run as training leaves it, but for training; its images are gone."""
+    import numpy as np
+
+    from noisy_student import command_line
+    from noisy_student.config import Config
+    from noisy_student.models import efficientnet
+    from noisy_student.workdir import Workdir
+
+    config = Config(
+        workdir=str(path),
+        labeled_dir="gone/labeled",
+        unlabeled_dir="gone/unlabeled",
+        eval_dir="gone/eval",
+        students="",
+        **{
+            "width": 0.1,
+            "depth": 0.1,
+            "image_size": 16,
+            "small_images": True,
+            "crop": "padded",
+            **settings,
+        },
+    )
+    workdir = Workdir(path)
+    network = efficientnet.build_model(
+        config.variant,
+        len(class_names),
+        image_size=config.image_size,
+        width=config.width,
+        depth=config.depth,
+        small_images=config.small_images,
+        dtype=config.dtype,
+    )
+    # Fresh weights answer nearly the same to everything.
+    rng = np.random.default_rng(0)
+    for variable in network.variables:
+        if variable.path.endswith(("moving_variance", "gamma")):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif variable.path.startswith("predictions"):
+            variable.assign(rng.normal(0, 0.5, variable.shape))
+    workdir.save_model(network, workdir.trained_model(0))
+    workdir.write_flags(command_line.write_run_flags(config, "run.flags"))
+    known = {"name": "/home/someone/labeled", "num_images": 30}
+    workdir.write_data(
+        {
+            "classes": list(class_names),
+            "labeled": {**known, "fingerprint": "0" * 64},
+            "unlabeled": None,
+            "evaluation": None,
+        }
+    )
+    return workdir

@@ -102,6 +102,7 @@ def test_phases_leave_what_the_design_says(trained):
     }
     for expected in (
         "run.flags",
+        "data.json",
         "results.json",
         "iteration_0/model.keras",
         "iteration_1/model.keras",
@@ -147,7 +148,37 @@ def test_labels_keep_class_names_and_skip_the_broken(trained):
         ("evaluation", "text.png"),
     ]
     assert "JPEG" in skipped[0]["reason"]
-    assert "Unknown image file format" in skipped[2]["reason"]
+    assert "none of JPEG, PNG" in skipped[2]["reason"]
+
+
+def test_a_workdir_knows_what_it_learned_from(trained):
+    data = json.loads((trained / "data.json").read_text())
+    assert data["classes"] == list(COLORS)
+    counts = {"labeled": 19, "unlabeled": 22, "evaluation": 16}
+    for role, count in counts.items():
+        assert data[role]["num_images"] == count, role
+        assert len(data[role]["fingerprint"]) == 64
+
+
+def test_images_are_predicted_when_those_of_the_training_are_gone(
+    copy_of_trained, photos, tmp_path
+):
+    images = shutil.copytree(photos / "eval" / "grass", tmp_path / "images")
+    run_flags = copy_of_trained / "run.flags"
+    text = run_flags.read_text().replace(str(photos), "gone")
+    run_flags.write_text(text)
+    output = tmp_path / "p.csv"
+    arguments = [f"--workdir={copy_of_trained}", f"--output={output}"]
+    assert (
+        main.main(
+            ["main.py", "--mode=predict", f"--input={images}", *arguments]
+        )
+        == 0
+    )
+    lines = output.read_text().splitlines()
+    assert len(lines) == 1 + 5
+    for line in lines[1:]:
+        assert set(line.split(",")[1:6:2]) == set(COLORS), line
 
 
 def test_the_same_command_again_repeats_nothing(copy_of_trained, capsys):

@@ -7,7 +7,9 @@ names that are no valid text, and notice every mistake that a person can make
 with folders before a run has cost an hour. Paths are bytes throughout.
 """
 
+import glob
 import os
+import pathlib
 import stat
 
 import tensorflow as tf
@@ -48,7 +50,7 @@ def class_folders(directory):
     entries = _visible_entries(root)
     folders = [entry for entry in entries if _is_folder(entry)]
     strays = sum(
-        _is_named_like_an_image(entry) and not _is_folder(entry)
+        _ends_like_image(entry.name) and not _is_folder(entry)
         for entry in entries
     )
     if not folders and strays:
@@ -114,6 +116,78 @@ def image_folder(directory):
     return _folder_source(root, name, images, labels, (), left_out)
 
 
+def images_at(path):
+    """Images to be predicted: a file, a folder, or what a glob matches.
+
+    What exists is taken as it is, whatever its name; otherwise `*`, `?`,
+    `[...]` and `**` have their meaning. A folder, also one that a glob matches,
+    brings in everything below it. A file that is named itself need not end like
+    an image. The order is that of the bytes of the names, folder by folder;
+    hidden files and folders and links are treated as in `class_folders`, but
+    what is named itself may be hidden.
+
+    Args:
+        path: str, bytes or path-like.
+
+    Returns:
+        A `Source` without labels whose references are absolute paths.
+
+    Raises:
+        UserError: if there is no such file, or no image.
+    """
+    name = printable(path)
+    absolute = os.path.abspath(os.path.expanduser(os.fsencode(path)))
+    if os.path.isdir(absolute):
+        return image_folder(path)
+    if os.path.isfile(absolute):
+        images = [(absolute, os.path.getsize(absolute))]
+        return _folder_source(b"", name, images, [NO_LABEL], (), ())
+    if not glob.has_magic(absolute):
+        state = "is no file" if os.path.exists(absolute) else "is missing"
+        raise UserError(
+            f"{name} {state}: give an image, a folder of images, or a glob in "
+            "quotes"
+        )
+    found, visited, left_out = {}, set(), []
+    for match in _matches(absolute):
+        if os.path.isdir(match):
+            found.update(_images_below(match, visited, left_out))
+        elif _ends_like_image(match) and os.path.isfile(match):
+            found[match] = os.path.getsize(match)
+    if not found:
+        raise UserError(
+            f"{name} matches no image ({' '.join(IMAGE_EXTENSIONS)}) and no "
+            "folder with one: give another glob, in quotes"
+        )
+    images = list(found.items())
+    labels = [NO_LABEL] * len(images)
+    return _folder_source(b"", name, images, labels, (), left_out)
+
+
+def _matches(pattern):
+    """Paths in bytes that a glob matches, in order; hidden names left out."""
+    parts = pathlib.Path(os.fsdecode(pattern)).parts
+    fixed = [glob.has_magic(part) for part in parts].index(True)
+    root, wild = pathlib.Path(*parts[:fixed]), parts[fixed:]
+    try:
+        # Unlike glob.glob it follows no links below `**`, which may loop.
+        matches = list(root.glob(os.path.join(*wild)))
+    except ValueError as error:
+        raise UserError(f"{printable(pattern)}: {error}") from None
+    hidden = any(part.startswith(".") for part in wild)
+    return sorted(
+        (
+            os.fsencode(match)
+            for match in matches
+            if hidden
+            or not any(
+                part.startswith(".") for part in match.relative_to(root).parts
+            )
+        ),
+        key=lambda match: match.split(os.fsencode(os.sep)),
+    )
+
+
 def _folder_source(root, name, images, labels, class_names, left_out):
     """A source of image files, given as (path, size in bytes)."""
     relative = ((path.removeprefix(root), size) for path, size in images)
@@ -159,8 +233,8 @@ def _is_folder(entry):
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def _is_named_like_an_image(entry):
-    extension = os.fsdecode(os.path.splitext(entry.name)[1])
+def _ends_like_image(name):
+    extension = os.fsdecode(os.path.splitext(name)[1])
     return extension.lower() in IMAGE_EXTENSIONS
 
 
@@ -187,7 +261,7 @@ def _images_below(folder, visited, left_out):
     for entry in _visible_entries(folder):
         if _is_folder(entry):
             yield from _images_below(entry.path, visited, left_out)
-        elif _is_named_like_an_image(entry):
+        elif _ends_like_image(entry.name):
             status = _status(entry)
             if status is None:
                 left_out.append((entry.path, "a link that leads nowhere"))

@@ -8,7 +8,7 @@ import tensorflow as tf
 from noisy_student.data import inference
 
 
-def make_predictor(network):
+def make_predictor(network, *, softmax=True):
     """Let a network carry the row numbers of its images through `predict`.
 
     However a strategy splits and joins the batches, each output then names
@@ -16,19 +16,26 @@ def make_predictor(network):
 
     Args:
         network: A `keras.Model` from pixels to logits `(N, C)`.
+        softmax: Whether they become probabilities; False for a network that
+            answers something else, such as features.
 
     Returns:
         A `keras.Model` on the dicts of `inference.batches`, returning a dict
-        of `index` and `label`, int64 `(N,)`, and `probs`, float32 `(N, C)`.
+        of `index` and `label`, int64 `(N,)`, and `answer`, float32 `(N, C)`.
     """
     pixels = keras.Input(network.input_shape[1:], name="pixels")
     index = keras.Input((), dtype="int64", name="index")
     label = keras.Input((), dtype="int64", name="label")
-    probs = keras.layers.Softmax(dtype="float32")(network(pixels))
+    activation = "softmax" if softmax else "linear"
+    answer = keras.layers.Activation(activation, dtype="float32")
     return keras.Model(
         {"pixels": pixels, "index": index, "label": label},
         # Adding zero: Keras returns nothing that no layer has made.
-        {"index": index + 0, "label": label + 0, "probs": probs},
+        {
+            "index": index + 0,
+            "label": label + 0,
+            "answer": answer(network(pixels)),
+        },
     )
 
 
@@ -64,9 +71,9 @@ def predict_shards(
         jit_compile: Whether to compile the network with XLA.
 
     Yields:
-        Triples (shard; float32 `(N_i, C)` probabilities, row k for the k-th
-        image, NaN where the image could not be decoded; int64 `(N_i,)`
-        labels, -1 where there is none).
+        Triples (shard; float32 `(N_i, C)` probabilities, or what else the
+        predictor answers, row k for the k-th image, NaN where the image could
+        not be decoded; int64 `(N_i,)` labels, -1 where there is none).
     """
     batches = inference.batches(
         source,
@@ -98,7 +105,7 @@ def predict_shards(
             output = {key: np.asarray(v) for key, v in next(ahead).items()}
             real = output["index"] >= 0
             rows = output["index"][real]
-            probs[rows] = output["probs"][real]
+            probs[rows] = output["answer"][real]
             labels[rows] = output["label"][real]
         yield shard, probs, labels
 

@@ -276,19 +276,17 @@ def results_table(records, seconds):
     return "\n" + "\n".join(lines)
 
 
-def warn_skipped(name, skipped):
-    """Name the first images that are left out, and say how many there are.
+def warn_skipped(name, reason):
+    """Name an image that is left out; call it for the first ones alone."""
+    logging.warning("Skipping %s: %s", name, reason)
 
-    Args:
-        name: Of the source.
-        skipped: List of dicts with `file` and `reason`.
-    """
-    for item in skipped[:NAMES_SHOWN]:
-        logging.warning("Skipping %s: %s", item["file"], item["reason"])
-    if skipped:
+
+def print_skipped(count, name):
+    """Say how many images of a source are left out, if any."""
+    if count:
         print(
-            f"  {len(skipped)} images of {name} cannot be decoded and are left "
-            "out: see skipped.csv"
+            f"  {count} images of {name} cannot be decoded and are left out: "
+            "see skipped.csv"
         )
 
 

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported models say what the network says, and what does not is not kept."""
+
+import json
+import re
+import shutil
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import clean_view
+from conftest import make_finished_run
+
+import main
+from noisy_student import exporting
+from noisy_student import history
+from noisy_student.files import replacing_folder
+from noisy_student.models import efficientnet
+from noisy_student.models.stochastic_depth import Dropout
+from noisy_student.outputs import checking
+from noisy_student.outputs import formats
+from noisy_student.outputs import model_card
+from noisy_student.outputs.stock import computes_in_float32
+from noisy_student.outputs.stock import stock_network
+from noisy_student.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("few_blocks")
+
+CLASSES = ("cat", "dög", "|a*b|")
+
+
+def run(*arguments):
+    return main.main(["main.py", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def workdir(few_blocks, tmp_path_factory):
+    return make_finished_run(tmp_path_factory.mktemp("runs") / "run", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    """A folder of an export. Of ONNX and TFLite: test_examples.py."""
+    copy = tmp_path_factory.mktemp("copies") / "run"
+    shutil.copytree(workdir.path, copy)
+    old = copy / "iteration_0" / "export"
+    old.mkdir()
+    (old / "model.onnx").write_text("of another model")
+    names = "--export_formats=savedmodel,keras"
+    assert run("--mode=export", f"--workdir={copy}", names) == 0
+    return old
+
+
+@pytest.fixture(scope="module")
+def network(workdir):
+    return keras.saving.load_model(workdir.model(0), compile=False)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return checking.probe_images(16)
+
+
+@pytest.fixture(scope="module")
+def pixels(images):
+    view = clean_view(16)
+    return np.stack([view(image, 0) for image in images])
+
+
+def logits_of(network, pixels):
+    return np.asarray(network(pixels, training=False))
+
+
+def test_the_folder_holds_what_was_checked(exported):
+    record = json.loads((exported / "export.json").read_text())
+    names = {path.name for path in exported.iterdir()}
+    files = {value["file"] for value in record["formats"].values()}
+    assert names == files | {"export.json", "MODEL_CARD.md"}
+    assert list(record["formats"]) == ["keras", "savedmodel"]
+    for name, value in record["formats"].items():
+        assert 0 <= value["deviation"] <= 1e-4, name
+    assert record["classes"] == list(CLASSES)
+
+
+def test_the_served_model_takes_files_as_evaluation_does(
+    exported, network, images, pixels
+):
+    model = tf.saved_model.load(exported / "saved_model")
+    serve = model.signatures["serving_default"]
+    answer = serve(image_bytes=tf.constant(images))
+    logits = logits_of(network, pixels)
+    np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-5)
+    probs = np.asarray(tf.nn.softmax(logits))
+    np.testing.assert_allclose(answer["probabilities"], probs, rtol=1e-3)
+    order = np.argsort(-probs, axis=1)
+    names = [[CLASSES[k].encode() for k in row] for row in order]
+    assert answer["classes"].numpy().tolist() == names
+    np.testing.assert_allclose(
+        answer["class_probabilities"], -np.sort(-probs, axis=1), rtol=1e-3
+    )
+    # One image, none, and one that is none.
+    assert serve(image_bytes=tf.constant(images[:1]))["logits"].shape == (1, 3)
+    nothing = tf.constant([], tf.string)
+    assert serve(image_bytes=nothing)["logits"].shape == (0, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        serve(image_bytes=tf.constant([b"no image"]))
+    again = model.signatures["pixels"](pixels=tf.constant(pixels[:2]))
+    np.testing.assert_allclose(again["logits"], logits[:2], rtol=1e-4)
+
+
+def test_the_keras_file_is_made_of_stock_layers(exported, network):
+    with zipfile.ZipFile(exported / "model.keras") as file:
+        config = file.read("config.json").decode()
+    assert "noisy_student" not in config
+    with zipfile.ZipFile(exported / "../model.keras") as file:
+        assert "noisy_student" in file.read("config.json").decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_formats(tmp_path, capsys, dtype):
+    workdir = make_finished_run(
+        tmp_path / "run", CLASSES, dtype=dtype, crop="resized", image_size=40
+    )
+    assert run("--mode=export", f"--workdir={workdir}") == 0
+    out = capsys.readouterr().out
+    folder = workdir.iteration(0) / "export"
+    facts = json.loads((folder / "export.json").read_text())
+    for name, spec in formats.FORMATS.items():
+        assert (name in facts["formats"]) != bool(spec.missing_tools())
+        assert (folder / spec.file).exists() == (name in facts["formats"])
+        assert (f"{spec.file}: loaded" in out) == (name in facts["formats"])
+    # bfloat16 has 8 bits.
+    assert facts["as_trained"] < (0.1 if dtype == "bfloat16" else 1e-6)
+
+
+def test_a_copy_of_stock_layers_says_the_same():
+    noisy = efficientnet.build_model(
+        "b0", 3, width=0.1, image_size=16, dtype="bfloat16", dropout_rate=0.5
+    )
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
+    copy = stock_network(noisy)
+    assert any(isinstance(layer, Dropout) for layer in noisy.layers)
+    assert not any(isinstance(layer, Dropout) for layer in copy.layers)
+    np.testing.assert_array_equal(
+        logits_of(copy, pixels), logits_of(noisy, pixels)
+    )
+    # Nothing is drawn in training either, and no weight is shared.
+    assert not computes_in_float32(copy)
+    single = stock_network(noisy, "float32")
+    assert computes_in_float32(single)
+    single.layers[-1].kernel.assign(single.layers[-1].kernel * 0)
+    assert np.abs(noisy.layers[-1].kernel.numpy()).max() > 0
+
+
+def broken(network, path, view, class_names):
+    """Write a model whose last layer is another."""
+    del view, class_names
+    damaged = stock_network(network)
+    kernel = damaged.layers[-1].kernel
+    kernel.assign(kernel * 1.01)
+    damaged.save(path)
+
+
+def test_what_says_something_else_is_not_left_standing(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    keras_format = formats.FORMATS["keras"]
+    changed = {
+        "keras": formats.Format("Keras", keras_format.file, (), broken),
+        "tflite": formats.Format("TFLite", "x", ("no_such_tool",), broken),
+    }
+    monkeypatch.setattr(exporting, "FORMATS", changed)
+    output = tmp_path / "export"
+    code = run("--mode=export", f"--workdir={workdir}", f"--output={output}")
+    assert code == 2
+    captured = capsys.readouterr()
+    assert "pip install no_such_tool" in captured.out
+    assert "differ from the network's by 0.0" in captured.err
+    assert not output.exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--export_formats=onnx,pb"], "'pb'"),
+        (["--output=mine"], "--force"),
+        (["--output=mine", "--force"], "thesis.txt"),
+        (["--output=file", "--force"], "is a file"),
+        (["--workdir=none"], "--mode=teach"),
+        (["--iteration=4"], "there is no model 4"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    workdir, tmp_path, monkeypatch, capsys, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert run("--mode=export", f"--workdir={workdir}", *arguments) == 2
+    message = capsys.readouterr().err
+    assert named in message and message.count("\n") == 1, message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_tool_that_was_asked_for_is_named(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(
+        formats.Format, "missing_tools", lambda self: list(self.tools)
+    )
+    arguments = [f"--workdir={workdir}", "--export_formats=keras,onnx"]
+    assert run("--mode=export", *arguments) == 2
+    assert "pip install tf2onnx onnx" in capsys.readouterr().err
+
+
+def test_logits_that_are_no_numbers_are_noticed():
+    logits = np.array([[1.0, -4.0]], np.float32)
+    assert checking.deviation(logits + 0.04, logits) == pytest.approx(0.01)
+    for wrong in (logits * np.nan, logits * 1.002):
+        with pytest.raises(checking.Deviation):
+            checking.check(checking.deviation(wrong, logits))
+    with pytest.raises(checking.Deviation):
+        checking.deviation(logits[:, :1], logits)
+
+
+def test_the_interval_is_wilsons():
+    # Wilson (1927), by hand: p = 90 / 100, z = 1.959964.
+    assert history.interval(0.9, 100) == pytest.approx(
+        (0.825634, 0.944771), abs=1e-5
+    )
+    assert history.interval(1.0, 10)[1] == 1.0
+
+
+def test_names_do_nothing_in_a_card():
+    assert model_card.escape("a|b*\n# c") == r"a\|b\* \# c"
+    assert model_card.escape("<img src=x>") == r"\<img src=x\>"
+    assert model_card.escape("[x](y) `z`") == r"\[x\](y) \`z\`"
+
+
+def test_the_card_tells_the_story(exported):
+    text = (exported / "MODEL_CARD.md").read_text()
+    digest = Workdir(exported.parent.parent).model_hash(0)
+    assert digest in text
+    assert "| labeled | labeled | 30 |" in text  # no place on a disk
+    assert "/home/someone" not in text
+    assert r"cat, dög, \|a\*b\|" in text
+    assert "--image_size=16" in text and "gone" not in text
+    assert "not measured" in text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    record = json.loads((exported / "export.json").read_text())
+    assert len(blocks) == len(record["formats"])
+
+
+def test_the_card_of_a_student_names_its_teachers(exported):
+    facts = json.loads((exported / "export.json").read_text())
+    accuracy = {
+        "image_size": 16, "steps": 7, "top1": 0.9, "top1_low": 0.8256,
+        "top1_high": 0.9448, "top5": 1.0, "num_images": 100,
+    }  # fmt: skip
+    selection = {
+        "num_images": 50, "num_undecodable": 2, "num_kept": 40,
+        "num_selected": 60, "confidence_threshold": 0.3,
+        "images_per_class": 20,
+    }  # fmt: skip
+    teacher = {**facts["chain"][0], "accuracy": accuracy, "sha256": "a" * 64}
+    student = {
+        **teacher, "iteration": 1, "sha256": "b" * 64, "finetuned": True,
+        "teacher_sha256": "c" * 64, "selection": selection,
+    }  # fmt: skip
+    facts["chain"] = [teacher, student]
+    facts["finetuning"] = {"base_lr": 0.01}
+    facts["model"] |= {"iteration": 1, "trained_in": "bfloat16"}
+    text = model_card.render(facts)
+    assert (
+        "| teacher | b0 | 16 | 7 | 90.00 (82.6 to 94.5) | 100.00 | 100 |"
+        in (text)
+    )
+    assert "student 1, finetuned" in text and "--base_lr=0.01" in text
+    # Its labels are of another state of the teacher than the one that is here.
+    assert f"as it was then (`{'c' * 64}`)" in text
+    assert "40 of 50 unlabeled images" in text
+    assert "balanced to 20 a class: 60 with duplicates" in text
+    assert "trained in bfloat16" in text
+
+
+def test_the_code_of_the_card_runs(exported, images, tmp_path, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "export")
+    (folder / "photo.jpg").write_bytes(images[1])
+    text = (folder / "MODEL_CARD.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(folder)
+    for block in blocks:
+        # What TensorFlow brings along does as well, as the comment there says.
+        block = block.replace(
+            "from ai_edge_litert.interpreter import Interpreter",
+            "import tensorflow as tf; Interpreter = tf.lite.Interpreter",
+        )
+        known = {"pixels": np.zeros((2, 16, 16, 3), np.float32)}
+        exec(compile(block, "MODEL_CARD.md", "exec"), known)
+        assert "answer" in known or known["logits"].shape == (2, 3)
+
+
+def test_a_folder_appears_whole(tmp_path):
+    path = tmp_path / "export"
+    with replacing_folder(path) as folder:
+        (folder / "old").write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing_folder(path) as folder:
+        (folder / "new").write_text("new")
+        raise ZeroDivisionError
+    assert [p.name for p in path.iterdir()] == ["old"]
+    with replacing_folder(path) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "new").write_text("new")
+    assert [p.name for p in path.iterdir()] == ["deep"]
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_the_card_of_released_weights_claims_nothing(exported):
+    facts = json.loads((exported / "export.json").read_text())
+    nothing = {"labeled": None, "unlabeled": None, "evaluation": None}
+    facts |= {"chain": [], "recipe": {}, "finetuning": None, "data": nothing}
+    facts["model"] |= {"iteration": None, "init_from": "b0_ns.safetensors"}
+    text = model_card.render(facts)
+    assert r"trained elsewhere, the weights b0\_ns.safetensors;" in text
+    assert "was not measured here" in text
+    assert "Student" not in text and "paper" not in text
