@@ -49,6 +49,7 @@ MODE_FLAGS = {
         "max_unlabeled",
     ),
     "plan": ("",),  # everything: it asks what would be
+    "preview": ("",),
 }
 HELP_FLAGS = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -82,7 +83,7 @@ def parse(argv, recipes=RECIPES):
     )
     if names_recipe or _evaluates_weights(given):
         base = {}
-    elif any(given.get(name) for name in DATA_FLAGS):
+    elif any(given.get(name) for name in _data_flags(given)):
         base = read_flagfile(recipes / "own_images.flags")
     else:
         base = read_flagfile(recipes / "digits.flags")
@@ -94,6 +95,14 @@ def parse(argv, recipes=RECIPES):
         _check_same(workdir, recorded, given)
         base = recorded
     return Config(**{**base, **given})
+
+
+def _data_flags(given):
+    """The flags that say which data to use."""
+    if given.get("mode") != "preview":
+        return DATA_FLAGS
+    # Which needs no labels.
+    return (*DATA_FLAGS, "unlabeled_dir", "unlabeled_tfrecords")
 
 
 def _evaluates_weights(given):

@@ -20,7 +20,7 @@ LOCK = ".lock"  # in a folder that has an owner
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def write_atomically(path, write):
+def write_atomically(path, write, mark=""):
     """Write a file under a temporary name, then rename it.
 
     After a crash of the machine too, the file is the old one or the new one:
@@ -29,22 +29,24 @@ def write_atomically(path, write):
     Args:
         path: Where it shall stand; folders are made.
         write: Function that fills a binary file object.
+        mark: As in `replacing`.
     """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path, mark) as temporary, open(temporary, "wb") as file:
         write(file)
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, mark=""):
     """Give a name to write to; what was written becomes `path` at the end.
 
     Args:
         path: Where the file shall stand; folders are made.
+        mark: Part of that name, where several processes may write at once.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same name always, so that a killed process leaves at most one behind.
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
         yield temporary
         _flush(temporary)
@@ -59,9 +61,9 @@ def replacing(path):
     _flush(path.parent)
 
 
-def write_text(path, text):
-    """Write a text as UTF-8, atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+def write_text(path, text, mark=""):
+    """Write a text as UTF-8, atomically; `mark` as in `replacing`."""
+    write_atomically(path, lambda file: file.write(text.encode()), mark)
 
 
 def write_json(path, value):

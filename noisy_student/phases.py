@@ -20,6 +20,8 @@ from noisy_student import learning
 from noisy_student import planning
 from noisy_student import predicting
 from noisy_student import prerequisites
+from noisy_student import previewing
+from noisy_student import showing
 from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
@@ -42,8 +44,13 @@ def run_mode(config):
         "finetune": finetune,
         "evaluate": evaluate,
     }
-    if config.mode == "plan":
-        planning.plan(config)
+    without_training = {
+        "plan": planning.plan,
+        "preview": previewing.preview,
+        "report": showing.report,
+    }
+    if config.mode in without_training:
+        without_training[config.mode](config)
         return
     run = open_run(config)
     print(
@@ -78,11 +85,13 @@ def iterate(run):
     records = run.workdir.results()
     seconds = [run.workdir.seconds(record) for record in records]
     print(console.results_table(records, seconds))
+    print(f"\nTo look at: {run.workdir.path / 'report.html'}")
 
 
 def teach(run):
     """Train the teacher on the labeled images, or take it as it is."""
     learning.train(run, 0)
+    showing.refresh(run)
 
 
 def label(run, iteration=None):
@@ -109,7 +118,7 @@ def label(run, iteration=None):
         labels.write_probs(shard, probs)
     selected = labels.read_selection() is not None
     if not selected:
-        select(run, iteration)
+        _select(run, iteration)
     # A run may have been killed between the two.
     if not selected or run.workdir.find_result("label", iteration) is None:
         run.workdir.append_result(
@@ -124,10 +133,16 @@ def label(run, iteration=None):
         )
     else:
         print("  all labeled and selected already")
+    showing.refresh(run)
 
 
 def select(run, iteration=None):
     """Filter by confidence and balance the classes, from the stored labels."""
+    _select(run, iteration)
+    showing.refresh(run)
+
+
+def _select(run, iteration):
     prerequisites.check_unlabeled(run)
     iteration = prerequisites.choose_iteration(run, iteration, "select")
     labels = run.label_store(iteration)
@@ -184,12 +199,14 @@ def distill(run, iteration=None):
     prerequisites.check_unlabeled(run)
     iteration = prerequisites.choose_iteration(run, iteration, "distill")
     learning.train(run, iteration)
+    showing.refresh(run)
 
 
 def finetune(run, iteration=None):
     """FixRes: train the newest model on, briefly, at more pixels."""
     iteration = prerequisites.choose_model(run, iteration, "finetune")
     learning.finetune(run, iteration)
+    showing.refresh(run)
 
 
 def evaluate(run, iteration=None):
@@ -229,3 +246,4 @@ def evaluate(run, iteration=None):
         f"all {record['num_examples']} images of {run.evaluation.name}: "
         f"top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%}"
     )
+    showing.refresh(run)

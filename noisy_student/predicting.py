@@ -16,6 +16,7 @@ from noisy_student import batches
 from noisy_student.data import preprocessing
 from noisy_student.data import sources
 from noisy_student.errors import UserError
+from noisy_student.evaluation import predictions
 from noisy_student.evaluation.accuracy import Accuracy
 from noisy_student.files import write_json
 from noisy_student.models import import_weights
@@ -63,7 +64,7 @@ def accuracy_of(run, iteration):
         network = keras.saving.load_model(
             run.workdir.model(iteration), compile=False
         )
-    return _accuracy(run, network)
+    return _accuracy(run, network, run.workdir.model_folder(iteration))
 
 
 def accuracy_of_weights(run, path):
@@ -81,17 +82,26 @@ def accuracy_of_weights(run, path):
         network = assembly.build_network(run, 0, run.finetuning_size(0))
         loaded = import_weights.load(network, path)
     console.print_loaded(loaded)
-    return _accuracy(run, network)
+    return _accuracy(run, network, run.workdir.path)
 
 
-def _accuracy(run, network):
-    accuracy = Accuracy()
-    shards = range(len(run.evaluation.shard_sizes))
+def _accuracy(run, network, directory):
+    """Count what is right, and keep every answer in a folder."""
+    accuracy, answers = Accuracy(), []
+    source = run.evaluation
+    shards = range(len(source.shard_sizes))
     clean = batches.make_augment(run, network.input_shape[1], noise=())
-    for _, probs, labels in _predict(
-        run, network, clean, run.evaluation, shards
-    ):
+    for _, probs, labels in _predict(run, network, clean, source, shards):
         accuracy.update(probs, labels)
+        answers.append((labels, *predictions.surest(probs)))
+    about = {
+        "name": source.name,
+        "fingerprint": source.fingerprint,
+        "classes": list(run.class_names),
+        "shard_sizes": list(source.shard_sizes),
+    }
+    path = predictions.path_of(directory, source.fingerprint)
+    predictions.save(path, answers, about)
     return accuracy.result()
 
 

@@ -20,6 +20,8 @@ MODES = {
     "distill": "train the student on labeled + pseudo-labeled images",
     "finetune": "FixRes: the newest model, briefly, at a larger --image_size",
     "evaluate": "top-1 and top-5 of the newest model on the evaluation images",
+    "report": "report.html, of a run that is done or at work",
+    "preview": "preview.png: what the noise does to images, before training",
     "plan": "what a run needs, before it begins: time, memory, disk",
 }
 

@@ -170,12 +170,13 @@ class LabelStore:
         confidence = np.empty(num_rows, np.float32)
         predicted_class = np.empty(num_rows, rows.class_dtype(self.num_classes))
         for shard, part in self._parts():
-            top = self._read_top(shard)
+            top = self.read_top(shard)
             confidence[part] = top["confidence"]
             predicted_class[part] = top["class"]
         return confidence, predicted_class
 
-    def _read_top(self, shard):
+    def read_top(self, shard):
+        """Records `(N_i,)` of `rows.top_dtype`: confidence and class."""
         path, row = self.top_path(shard), rows.top_dtype(self.num_classes)
         if path.exists():
             return self._read_array(path, shard, row)
