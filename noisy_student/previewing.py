@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the noise of a run does to its images, before or after any training."""
 
+import functools
 import os
 
 from noisy_student import batches
@@ -44,7 +45,7 @@ def preview(config):
         )
     sheet = contact_sheet.draw(
         shown,
-        operations(run, shown[0][0]),
+        operations(run),
         title=describe(run),
         magnitude=config.randaugment_magnitude,
     )
@@ -56,6 +57,8 @@ def preview(config):
     print(f"Preview: {path}")
 
 
+# A run makes its report many times, and the noise stays the same.
+@functools.lru_cache(maxsize=1)
 def samples(run):
     """A few images as they are evaluated, and as a student sees them.
 
@@ -63,12 +66,12 @@ def samples(run):
         run: The `Run`; of its sources the first that it has is shown.
 
     Returns:
-        List of pairs of uint8 `(S, S, 3)` and a list of such; empty without
+        Tuple of pairs of uint8 `(S, S, 3)` and a list of such; empty without
         images.
     """
     source = run.labeled or run.unlabeled or run.evaluation
     if source is None:
-        return []
+        return ()
     image_size, noise = _student_view(run)
     see = batches.make_augment(run, image_size, noise=())
     augment = batches.make_augment(run, image_size, noise)
@@ -84,16 +87,17 @@ def samples(run):
             shown.append(sample)
         if len(shown) == ORIGINALS:
             break
-    return shown
+    return tuple(shown)
 
 
-def operations(run, image):
-    """Dict of RandAugment's 16 operations -> an image after each of them.
+@functools.lru_cache(maxsize=1)
+def operations(run):
+    """Dict of RandAugment's 16 operations -> the first sample after each.
 
     Args:
-        run: The `Run`.
-        image: uint8 `(S, S, 3)`.
+        run: The `Run`, with images.
     """
+    image = samples(run)[0][0]
     return pictures.operations(
         image,
         run.config.randaugment_magnitude,
@@ -116,7 +120,7 @@ def describe(run):
     crops = {"resized": "a random crop", "padded": "a random shift"}
     kinds = []
     if "crop" in noise:
-        flip = " and mirroring" if config.flip else ""
+        flip = ", mirroring" if config.flip else ""
         kinds.append(crops[config.crop] + flip)
     if uses_randaugment(run):
         number = config.randaugment_num_ops
@@ -127,7 +131,7 @@ def describe(run):
     if "randaugment" in noise and config.cutout_size:
         kinds.append(f"a hole of {config.cutout_size} pixels")
     text = f"Images at {image_size} pixels, as {who} sees them: "
-    text += (" and ".join(kinds) or "no noise at all") + "."
+    text += (", ".join(kinds) or "no noise at all") + "."
     hidden = [
         name.replace("_", " ")
         for name in ("dropout", "stochastic_depth")

@@ -122,10 +122,13 @@ def make_page(run, notes=()):
     def command(mode):
         return prerequisites.command(run, mode)
 
+    only_weights = bool(models) and all(m["phase"] == "weights" for m in models)
     return page.render(
         about=_about(run, models, notes),
         tiles=sections.headline(models, rounds, sum(seconds.values())),
-        idea={
+        idea=None
+        if only_weights
+        else {
             **sections.idea(
                 models,
                 rounds,
@@ -136,11 +139,13 @@ def make_page(run, notes=()):
             "online": run.config.online_teacher,
         },
         accuracy=sections.accuracy(models, evaluation is not None, command),
-        curves=sections.training(
+        curves=None
+        if only_weights
+        else sections.training(
             collect.curves(workdir, models, iterations), models, command
         ),
-        **_labels(run, rounds, command),
-        noise=_noise(run, samples, notes),
+        **_labels(run, rounds, only_weights, command),
+        noise=None if only_weights else _noise(run, samples, notes),
         **_answers(run, models, given, command),
         settings={
             "times": collect.times(seconds),
@@ -206,7 +211,7 @@ def _noise(run, samples, notes):
     if not samples:
         why = "None of its images can be read here." if notes else None
         return why and sections.lacking(why)
-    operations = previewing.operations(run, samples[0][0])
+    operations = previewing.operations(run)
     return {
         "text": previewing.describe(run),
         **sections.noise(
@@ -225,16 +230,16 @@ def _idea_pictures(run, samples):
         source = getattr(run, name)
         found = {}
         if source:
-            found = pictures.album(source, pictures.spread(source, 3))
+            found = pictures.album(source, tuple(pictures.spread(source, 3)))
         few[name] = list(found.values())
     return few
 
 
-def _labels(run, rounds, command):
+def _labels(run, rounds, only_weights, command):
     """The sections on pseudo-labels; None for what can never come."""
     nothing = {"confidence": None, "balance": None, "gallery": None}
     if not rounds:
-        if not run.last_iteration:
+        if only_weights or not run.last_iteration:
             return nothing
         if run.config.online_teacher:
             why = sections.lacking(
@@ -269,62 +274,53 @@ def _gallery(run, labeled):
             "were labeled, so none is shown."
         )
     positions = collect.choose(labeled)
-    return sections.gallery(labeled, pictures.album(source, positions))
+    return sections.gallery(labeled, pictures.album(source, tuple(positions)))
 
 
 def _answers(run, models, given, command):
     """The sections on evaluation images; None for what can never come."""
     nothing = {"confusion": None, "agreement": None}
-    asked = [m for m in models if (m["phase"], m["iteration"]) in given]
+    # A finetuned model stands for its iteration, as it does when it labels.
+    best = {model["iteration"]: model for model in models}
+    asked = {k: m for k, m in best.items() if (m["phase"], k) in given}
+    lacks = [
+        f"{command('evaluate')} --iteration={k}" for k in best if k not in asked
+    ]
     if not asked:
         if run.evaluation is None or not models:
             return nothing
-        why = sections.lacking(
-            "What the models answer to evaluation images is not stored yet.",
-            command("evaluate"),
-        )
-        return {**nothing, "confusion": why}
-    newest = asked[-1]
-    answer = given[newest["phase"], newest["iteration"]]
-    # A finetuned model stands for its iteration, as it does when it labels.
-    best = {m["iteration"]: m for m in asked}
-    pairs = [(best[k - 1], best[k]) for k in best if k - 1 in best]
-    both = [
-        tuple(given[m["phase"], m["iteration"]] for m in pair) for pair in pairs
-    ]
-    roles = [tuple(m["role"] for m in pair) for pair in pairs]
-    shown, no_pictures = {}, None
-    source = run.evaluation
-    if source and source.fingerprint == answer.about["fingerprint"]:
-        numbers = answers.wanted(answer, both)
-        where = pictures.locate(numbers, source.shard_sizes)
-        album = pictures.album(source, where)
-        shown = {
-            number: album[place]
-            for number, place in zip(numbers, where, strict=True)
-            if place in album
-        }
-    else:
-        no_pictures = "The evaluation images are not here, so none is shown."
-    confusion = answers.confusion(newest["role"], answer, shown)
+        text = "What the models answer to evaluation images is not stored yet."
+        return {**nothing, "confusion": sections.lacking(text, lacks[-1])}
+    answer_of = {k: given[m["phase"], k] for k, m in asked.items()}
+    pairs = [(k - 1, k) for k in asked if k - 1 in asked]
+    both = [(answer_of[first], answer_of[second]) for first, second in pairs]
+    newest = answer_of[max(asked)]
+    shown, no_pictures = _evaluation_pictures(
+        run.evaluation, newest, answers.wanted(newest, both)
+    )
     agreement = None
     if pairs:
+        roles = [tuple(asked[k]["role"] for k in pair) for pair in pairs]
         agreement = answers.agreement(both, roles, shown)
         agreement["no_pictures"] = no_pictures
-    elif run.last_iteration:
-        missing = next(
-            k for k in range(run.last_iteration + 1) if k not in best
-        )
-        agreement = sections.lacking(
-            f"The answers of the {facts.role(missing)} are not stored yet.",
-            command("evaluate") + f" --iteration={missing}"
-            if run.workdir.has_model(missing)
-            else command("distill" if missing else "teach"),
-        )
     return {
-        "confusion": {**confusion, "no_pictures": no_pictures},
+        "confusion": {
+            **answers.confusion(asked[max(asked)]["role"], newest, shown),
+            "no_pictures": no_pictures,
+            "lacks": lacks,
+        },
         "agreement": agreement,
     }
+
+
+def _evaluation_pictures(source, answer, numbers):
+    """(dict of image number -> picture, why there is none or None)."""
+    if source is None or source.fingerprint != answer.about["fingerprint"]:
+        return {}, "The evaluation images are not here, so none is shown."
+    where = tuple(pictures.locate(numbers, source.shard_sizes))
+    album = pictures.album(source, where)
+    found = zip(numbers, where, strict=True)
+    return {n: album[place] for n, place in found if place in album}, None
 
 
 def _versions():

@@ -71,7 +71,7 @@ def _render(lines, blocks):
                 pen.text((left, top + TILE + 2), text, MUTED, font=plain)
             top += row_height
     file = io.BytesIO()
-    sheet.save(file, "PNG", optimize=True)
+    sheet.save(file, "PNG")
     return file.getvalue()
 
 

@@ -6,6 +6,7 @@ would take longer than the images themselves.
 """
 
 import base64
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -154,12 +155,13 @@ def small(image, text="", title=""):
     return picture(fit(image, NOISE_SIDE), title, text)
 
 
+@functools.lru_cache(maxsize=16)
 def album(source, positions):
     """Thumbnails of a source, ready for a page.
 
     Args:
         source: A `Source`.
-        positions: Iterable of pairs (shard, row).
+        positions: Tuple of pairs (shard, row).
 
     Returns:
         Dict of (shard, row) -> `picture`. What cannot be read or decoded is
