@@ -6,22 +6,16 @@ the workdir's files.
 """
 
 import os
-import platform
 import time
 
-import keras
-import numpy as np
-import tensorflow as tf
-
-import noisy_student
 from noisy_student import prerequisites
 from noisy_student import previewing
 from noisy_student.errors import UserError
 from noisy_student.files import write_text
 from noisy_student.reporting import pictures
-from noisy_student.reporting.report import answers
 from noisy_student.reporting.report import collect
 from noisy_student.reporting.report import facts
+from noisy_student.reporting.report import illustrated
 from noisy_student.reporting.report import page
 from noisy_student.reporting.report import sections
 from noisy_student.reporting.report import words
@@ -146,10 +140,10 @@ def make_page(run, notes=()):
         ),
         **_labels(run, rounds, only_weights, command),
         noise=None if only_weights else _noise(run, samples, notes),
-        **_answers(run, models, given, command),
+        **illustrated.answers_of(evaluation, models, given, command),
         settings={
             "times": collect.times(seconds),
-            "versions": _versions(),
+            "versions": collect.versions(),
             "made": time.strftime("%Y-%m-%d %H:%M"),
             "flags": collect.settings(workdir),
             "command": command("report"),
@@ -261,74 +255,7 @@ def _labels(run, rounds, only_weights, command):
     return {
         "confidence": sections.confidence(rounds),
         "balance": sections.balance(selected, command),
-        "gallery": _gallery(run, selected[-1]) if selected else None,
+        "gallery": illustrated.gallery(run.unlabeled, selected[-1])
+        if selected
+        else None,
     }
-
-
-def _gallery(run, labeled):
-    source = run.unlabeled
-    wanted = labeled["manifest"]["source"]["fingerprint"]
-    if source is None or source.fingerprint != wanted:
-        return sections.lacking(
-            "The unlabeled images are not here, or are others than those that "
-            "were labeled, so none is shown."
-        )
-    positions = collect.choose(labeled)
-    return sections.gallery(labeled, pictures.album(source, tuple(positions)))
-
-
-def _answers(run, models, given, command):
-    """The sections on evaluation images; None for what can never come."""
-    nothing = {"confusion": None, "agreement": None}
-    # A finetuned model stands for its iteration, as it does when it labels.
-    best = {model["iteration"]: model for model in models}
-    asked = {k: m for k, m in best.items() if (m["phase"], k) in given}
-    lacks = [
-        f"{command('evaluate')} --iteration={k}" for k in best if k not in asked
-    ]
-    if not asked:
-        if run.evaluation is None or not models:
-            return nothing
-        text = "What the models answer to evaluation images is not stored yet."
-        return {**nothing, "confusion": sections.lacking(text, lacks[-1])}
-    answer_of = {k: given[m["phase"], k] for k, m in asked.items()}
-    pairs = [(k - 1, k) for k in asked if k - 1 in asked]
-    both = [(answer_of[first], answer_of[second]) for first, second in pairs]
-    newest = answer_of[max(asked)]
-    shown, no_pictures = _evaluation_pictures(
-        run.evaluation, newest, answers.wanted(newest, both)
-    )
-    agreement = None
-    if pairs:
-        roles = [tuple(asked[k]["role"] for k in pair) for pair in pairs]
-        agreement = answers.agreement(both, roles, shown)
-        agreement["no_pictures"] = no_pictures
-    return {
-        "confusion": {
-            **answers.confusion(asked[max(asked)]["role"], newest, shown),
-            "no_pictures": no_pictures,
-            "lacks": lacks,
-        },
-        "agreement": agreement,
-    }
-
-
-def _evaluation_pictures(source, answer, numbers):
-    """(dict of image number -> picture, why there is none or None)."""
-    if source is None or source.fingerprint != answer.about["fingerprint"]:
-        return {}, "The evaluation images are not here, so none is shown."
-    where = tuple(pictures.locate(numbers, source.shard_sizes))
-    album = pictures.album(source, where)
-    found = zip(numbers, where, strict=True)
-    return {n: album[place] for n, place in found if place in album}, None
-
-
-def _versions():
-    return [
-        ("noisy_student", noisy_student.__version__),
-        ("Python", platform.python_version()),
-        ("TensorFlow", tf.__version__),
-        ("Keras", keras.__version__),
-        ("NumPy", np.__version__),
-        ("system", f"{platform.system()} {platform.machine()}"),
-    ]

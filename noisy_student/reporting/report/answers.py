@@ -55,6 +55,7 @@ def confusion(role, answers, pictures):
         "names": names,
         "matrix": cells,
         "dense": count > 12,
+        "named": max(map(len, names)) <= 3,
         "num_classes": words.count(count),
         "worst": [row for row in worst if row["share"] < 100],
         "pairs": [
@@ -95,7 +96,9 @@ def agreement(pairs, roles, pictures):
         rows.append(
             {
                 **found,
-                "teacher": first,
+                "teacher": "the teacher"
+                if first == "teacher"
+                else f"its teacher, {first}",
                 "student": second,
                 "agree_text": words.percent(found["agree"] / total),
                 "shares": {
@@ -128,7 +131,7 @@ def agreement(pairs, roles, pictures):
 
 def _luck(chance):
     if chance is None:
-        return "they never differ"
+        return None
     if chance < 0.001:
         return "below 0.1%"
     return words.percent(chance, 1 if chance < 0.1 else 0)

@@ -6,10 +6,14 @@ version: a file that is missing or damaged is a fact that nobody knows.
 """
 
 import json
+import platform
 import zipfile
 
+import keras
 import numpy as np
+import tensorflow as tf
 
+import noisy_student
 from noisy_student.errors import UserError
 from noisy_student.evaluation import predictions
 from noisy_student.pseudo_labels.store import LabelStore
@@ -208,3 +212,15 @@ def times(seconds):
         share = round(100 * value / longest, 1)
         rows.append({"name": name, "seconds": value, "share": share})
     return rows
+
+
+def versions():
+    """List of (name, version) of what is at work here."""
+    return [
+        ("noisy_student", noisy_student.__version__),
+        ("Python", platform.python_version()),
+        ("TensorFlow", tf.__version__),
+        ("Keras", keras.__version__),
+        ("NumPy", np.__version__),
+        ("system", f"{platform.system()} {platform.machine()}"),
+    ]

@@ -237,15 +237,17 @@ def matrix(confusion):
         confusion: Of `mistakes.confusion`.
 
     Returns:
-        List of rows of dicts: `count`, `share` of the row in [0, 1], `right`.
+        List of rows of dicts: `count`, `right`, and `opacity` in [0, 1]: the
+        share of the row, its root off the diagonal, where shares are small.
     """
     totals = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     shares = confusion / totals
+    strength = np.where(np.eye(len(confusion)), shares, np.sqrt(shares))
     return [
         [
             {
                 "count": int(confusion[i, j]),
-                "share": round(float(shares[i, j]), 3),
+                "opacity": round(float(strength[i, j]), 3),
                 "right": i == j,
             }
             for j in range(len(confusion))

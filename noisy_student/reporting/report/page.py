@@ -53,5 +53,5 @@ def _flags(text):
     from markupsafe import Markup
     from markupsafe import escape
 
-    marked = re.sub(r"(--\w+)", r"<code>\1</code>", str(escape(text)))
+    marked = re.sub(r"(--\w+(=\w+)?)", r"<code>\1</code>", str(escape(text)))
     return Markup(marked)
