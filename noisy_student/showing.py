@@ -33,7 +33,8 @@ def refresh(run):
         run: The `Run`.
     """
     try:
-        if not _is_current(run.workdir):
+        # The report is of the run's own images; others may be evaluated too.
+        if not (_is_current(run.workdir) or _evaluates_others(run)):
             write_text(run.workdir.path / "report.html", make_page(run))
     except Exception as error:  # a picture is not worth a run
         reason = str(error).partition("\n")[0][:200]
@@ -41,6 +42,18 @@ def refresh(run):
             f"  warning: report.html could not be made "
             f"({type(error).__name__}: {reason})"
         )
+
+
+def _evaluates_others(run):
+    """Whether a command has other evaluation images than its run."""
+    recorded = dict(collect.settings(run.workdir))
+    names = ("eval_dir", "eval_tfrecords", "eval_split")
+    if not any(recorded.get(name) for name in (*names[:2], "dataset")):
+        return False  # the run has none
+    return any(
+        recorded.get(name, "") != (getattr(run.config, name) or "")
+        for name in names
+    )
 
 
 def _is_current(workdir):

@@ -15,7 +15,9 @@ from PIL import Image
 import main
 from noisy_student import command_line
 from noisy_student import phases
+from noisy_student import previewing
 from noisy_student import showing
+from noisy_student.data import folder_sources
 
 HOSTILE = (
     b"<script>alert(1)</script>".replace(b"/", b"\xe2\x88\x95"),
@@ -53,7 +55,7 @@ class Page(html.parser.HTMLParser):
 
     @property
     def text(self):
-        return re.sub(r"\s+", " ", "".join(self.texts))
+        return re.sub(r"\s+", " ", " ".join(self.texts))
 
     def sections(self):
         return [attrs["id"] for tag, attrs in self.tags if tag == "section"]
@@ -70,6 +72,15 @@ def read(workdir):
     page = Page(text)
     assert not page.unbalanced and not page.open
     return page
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Most of a page's time is the noise that it shows."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(previewing, "ORIGINALS", 1)
+        patched.setattr(previewing, "DRAWS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +232,43 @@ def test_only_a_teacher(tmp_path):
     assert "no students" in page.text
 
 
+def test_a_finetuned_model_stands_for_its_iteration(copy, made):
+    records = json.loads((copy / "results.json").read_text())
+    records.append({**records[-1], "phase": "finetune", "steps": 2})
+    (copy / "results.json").write_text(json.dumps(records))
+    source = folder_sources.class_folders(made.parent / "eval")
+    folder = copy / "iteration_2" / "finetune"
+    rng = np.random.default_rng(5)
+    top1 = made_up_run.answer(folder, source, 1.0, rng)
+    page = report(copy)
+    assert top1 == 1 and "student 2, finetuned, top-1 100.0%" in page.text
+    assert "What student 2, finetuned takes evaluation images for: 0 of" in (
+        page.text
+    )
+
+
+def test_weights_that_were_only_evaluated(copy):
+    (answers,) = copy.glob("iteration_0/predictions-*")
+    answers.rename(copy / answers.name)
+    for folder in copy.glob("iteration_*"):
+        shutil.rmtree(folder)
+    record = json.loads((copy / "results.json").read_text())[0]
+    record.update(phase="evaluate", init_from="weights.h5")
+    (copy / "results.json").write_text(json.dumps([record]))
+    page = report(copy)
+    assert page.sections() == ["accuracy", "mistakes", "settings"]
+    assert f"{record['top1']:.1%}" in page.text
+
+
+def test_other_evaluation_images_do_not_change_the_report(copy, made):
+    arguments = ["main.py", f"--workdir={copy}", "--mode=evaluate",
+                 f"--eval_dir={made.parent / 'labeled'}"]  # fmt: skip
+    run = phases.open_run(command_line.parse(arguments))
+    (copy / "report.html").unlink(missing_ok=True)
+    showing.refresh(run)
+    assert not (copy / "report.html").exists()
+
+
 def test_an_online_teacher_stores_no_labels(tmp_path):
     workdir, _ = made_up_run.make(tmp_path, ("a", "b"), online_teacher=True)
     shutil.rmtree(workdir / "iteration_1" / "labels")
@@ -269,14 +317,18 @@ def test_a_report_is_made_anew_after_a_phase_and_not_otherwise(copy):
     assert path.stat().st_mtime_ns > first
 
 
-def test_preview_needs_images_alone(made, tmp_path):
+def test_preview_needs_images_alone(made, tmp_path, monkeypatch):
     workdir = tmp_path / "new"
+    monkeypatch.setattr(previewing, "ORIGINALS", 4)
+    monkeypatch.setattr(previewing, "DRAWS", 8)
     for flag in ("labeled_dir", "unlabeled_dir"):
         folder = made.parent / flag.removesuffix("_dir")
         arguments = [
             "main.py", "--mode=preview", f"--{flag}={folder}",
             f"--workdir={workdir}", "--image_size=32",
         ]  # fmt: skip
+        # The digits' recipe is not for the images of others.
+        assert command_line.parse(arguments).dataset is None
         assert main.main(arguments) == 0
         with Image.open(workdir / "preview.png") as sheet:
             pixels = np.asarray(sheet.convert("L"))
