@@ -35,7 +35,7 @@ FLAGS = (
     "--force",  # it learns next to nothing
 )
 # Of one machine and one process: how long it took, what was reported twice.
-NOT_COMPARED = (".lock", "times.json", "metrics.jsonl")
+NOT_COMPARED = (".lock", "times.json", "metrics.jsonl", "report.html")
 
 
 def main():

@@ -115,13 +115,7 @@ def make_augment(run, image_size, noise):
         Of `augmentation.make_augment`.
     """
     config = run.config
-    small = config.crop == "padded"
     disturbed = "randaugment" in noise
-    cutout_const, translate_const = config.cutout_const, config.translate_const
-    if cutout_const is None:
-        cutout_const = _noise_pixels(40, image_size, small)
-    if translate_const is None:
-        translate_const = _noise_pixels(100, image_size, small)
     return augmentation.make_augment(
         image_size=image_size,
         crop=config.crop,
@@ -131,10 +125,23 @@ def make_augment(run, image_size, noise):
         randaugment_num_ops=config.randaugment_num_ops if disturbed else 0,
         randaugment_magnitude=config.randaugment_magnitude,
         randaugment_contrast=config.randaugment_contrast,
-        cutout_const=cutout_const,
-        translate_const=translate_const,
+        **noise_constants(run, image_size),
         cutout_size=config.cutout_size if disturbed else 0,
     )
+
+
+def noise_constants(run, image_size):
+    """Dict of `cutout_const` and `translate_const`, in pixels."""
+    config = run.config
+    small = config.crop == "padded"
+    official = {"cutout_const": 40, "translate_const": 100}
+    constants = {}
+    for name, pixels in official.items():
+        chosen = getattr(config, name)
+        if chosen is None:
+            chosen = _noise_pixels(pixels, image_size, small)
+        constants[name] = chosen
+    return constants
 
 
 def _noise_pixels(official, image_size, small):

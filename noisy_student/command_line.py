@@ -49,6 +49,7 @@ MODE_FLAGS = {
         "max_unlabeled",
     ),
     "plan": ("",),  # everything: it asks what would be
+    "preview": ("",),
 }
 # What one command does, not how the run is set up: never recorded.
 OF_ONE_COMMAND = (
@@ -93,7 +94,7 @@ def parse(argv, recipes=RECIPES):
     )
     if names_recipe or _uses_weights(given):
         base = {}
-    elif any(given.get(name) for name in DATA_FLAGS):
+    elif any(given.get(name) for name in _data_flags(given)):
         base = read_flagfile(recipes / "own_images.flags")
     else:
         base = read_flagfile(recipes / "digits.flags")
@@ -105,6 +106,14 @@ def parse(argv, recipes=RECIPES):
         _check_same(workdir, recorded, given)
         base = recorded
     return Config(**{**base, **given})
+
+
+def _data_flags(given):
+    """The flags that say which data to use."""
+    if given.get("mode") != "preview":
+        return DATA_FLAGS
+    # Which needs no labels.
+    return (*DATA_FLAGS, "unlabeled_dir", "unlabeled_tfrecords")
 
 
 def _uses_weights(given):
@@ -204,7 +213,7 @@ def _read(arguments):
         ) from error
     if stray:
         raise UserError(
-            f"unexpected argument {stray[0]!r}: settings are given as "
+            f"unexpected argument {stray[0][:99]!r}: settings are given as "
             "--flag=value, see python main.py --help"
         )
     return {

@@ -27,7 +27,7 @@ UNREADABLE = (FileNotFoundError, PermissionError, MemoryError)
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def write_atomically(path, write):
+def write_atomically(path, write, mark=""):
     """Write a file under a temporary name, then rename it.
 
     After a crash of the machine too, the file is the old one or the new one:
@@ -36,23 +36,25 @@ def write_atomically(path, write):
     Args:
         path: Where it shall stand; folders are made.
         write: Function that fills a binary file object.
+        mark: As in `replacing`.
     """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path, mark) as temporary, open(temporary, "wb") as file:
         write(file)
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, mark=""):
     """Give a name to write to; what was written becomes `path` at the end.
 
     Args:
         path: Where the file shall stand; folders are made.
+        mark: Part of that name, where several processes may write at once.
     """
     path = pathlib.Path(path)
     _check_there(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same name always, so that a killed process leaves at most one behind.
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
         yield temporary
         _flush(temporary)
@@ -97,9 +99,9 @@ def replacing_folder(path):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path, text):
-    """Write a text as UTF-8, atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+def write_text(path, text, mark=""):
+    """Write a text as UTF-8, atomically; `mark` as in `replacing`."""
+    write_atomically(path, lambda file: file.write(text.encode()), mark)
 
 
 def write_json(path, value):

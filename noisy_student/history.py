@@ -9,6 +9,7 @@ import math
 import pathlib
 
 from noisy_student.command_line import spell
+from noisy_student.evaluation.accuracy import interval
 from noisy_student.files import read_json
 
 # Of images on the machine of the training, which `data` describes.
@@ -134,7 +135,8 @@ def _accuracy(workdir, number, is_finetuned):
     record = workdir.find_result("finetune" if is_finetuned else phase, number)
     if not record or record["top1"] is None:
         return None
-    low, high = interval(record["top1"], record["num_examples"])
+    count = record["num_examples"]
+    low, high = interval(round(record["top1"] * count), count)
     return {
         "image_size": record["image_size"],
         "steps": record["steps"],
@@ -144,23 +146,6 @@ def _accuracy(workdir, number, is_finetuned):
         "top5": record["top5"],
         "num_images": record["num_examples"],
     }
-
-
-def interval(accuracy, num_images):
-    """Where the true accuracy lies, at 95 % (Wilson's interval).
-
-    Args:
-        accuracy: In `[0, 1]`, the share of images that were right.
-        num_images: How many there were.
-
-    Returns:
-        Pair of floats in `[0, 1]`.
-    """
-    from scipy import stats
-
-    right = round(accuracy * num_images)
-    bounds = stats.binomtest(right, num_images).proportion_ci(method="wilson")
-    return float(bounds.low), float(bounds.high)
 
 
 def _base_name(name):

@@ -21,6 +21,8 @@ from noisy_student import learning
 from noisy_student import planning
 from noisy_student import predicting
 from noisy_student import prerequisites
+from noisy_student import previewing
+from noisy_student import showing
 from noisy_student import skipping
 from noisy_student import using
 from noisy_student.data import sources
@@ -47,12 +49,14 @@ def run_mode(config):
     }
     alone = {
         "plan": planning.plan,
+        "preview": previewing.preview,
+        "report": showing.report,
         "predict": using.predict,
         "embed": using.embed,
         "export": exporting.export,
     }
     if config.mode in alone:
-        # Without the images of the run, which may be gone.
+        # Without the images of the run, or as far as they are there.
         alone[config.mode](config)
         return
     run = open_run(config)
@@ -88,11 +92,13 @@ def iterate(run):
     records = run.workdir.results()
     seconds = [run.workdir.seconds(record) for record in records]
     print(console.results_table(records, seconds))
+    print(f"\nTo look at: {run.workdir.path / 'report.html'}")
 
 
 def teach(run):
     """Train the teacher on the labeled images, or take it as it is."""
     learning.train(run, 0)
+    showing.refresh(run)
 
 
 def label(run, iteration=None):
@@ -120,7 +126,7 @@ def label(run, iteration=None):
     selected = labels.read_selection() is not None
     if not selected:
         skipping.record(run, "unlabeled", labels.undecodable())
-        select(run, iteration)
+        _select(run, iteration)
     # A run may have been killed between the two.
     if not selected or run.workdir.find_result("label", iteration) is None:
         run.workdir.append_result(
@@ -135,10 +141,16 @@ def label(run, iteration=None):
         )
     else:
         print("  all labeled and selected already")
+    showing.refresh(run)
 
 
 def select(run, iteration=None):
     """Filter by confidence and balance the classes, from the stored labels."""
+    _select(run, iteration)
+    showing.refresh(run)
+
+
+def _select(run, iteration):
     prerequisites.check_unlabeled(run)
     iteration = prerequisites.choose_iteration(run, iteration, "select")
     labels = run.label_store(iteration)
@@ -195,12 +207,14 @@ def distill(run, iteration=None):
     prerequisites.check_unlabeled(run)
     iteration = prerequisites.choose_iteration(run, iteration, "distill")
     learning.train(run, iteration)
+    showing.refresh(run)
 
 
 def finetune(run, iteration=None):
     """FixRes: train the newest model on, briefly, at more pixels."""
     iteration = prerequisites.choose_model(run, iteration, "finetune")
     learning.finetune(run, iteration)
+    showing.refresh(run)
 
 
 def evaluate(run, iteration=None):
@@ -240,3 +254,4 @@ def evaluate(run, iteration=None):
         f"all {record['num_examples']} images of {run.evaluation.name}: "
         f"top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%}"
     )
+    showing.refresh(run)

@@ -16,6 +16,7 @@ from noisy_student import skipping
 from noisy_student.data import decoding
 from noisy_student.data import undecodable
 from noisy_student.errors import UserError
+from noisy_student.evaluation import predictions
 from noisy_student.evaluation.accuracy import Accuracy
 from noisy_student.models import import_weights
 from noisy_student.models import stochastic_depth
@@ -60,7 +61,7 @@ def accuracy_of(run, iteration):
     keras.backend.clear_session()
     with run.strategy.scope():
         network = run.workdir.load_model(iteration)
-    return _accuracy(run, network)
+    return _accuracy(run, network, run.workdir.model_folder(iteration))
 
 
 def accuracy_of_weights(run, path):
@@ -78,20 +79,29 @@ def accuracy_of_weights(run, path):
         network = assembly.build_network(run, 0, run.finetuning_size(0))
         loaded = import_weights.load(network, path)
     console.print_loaded(loaded)
-    return _accuracy(run, network)
+    return _accuracy(run, network, run.workdir.path)
 
 
-def _accuracy(run, network):
-    accuracy, positions = Accuracy(), []
-    shards = range(len(run.evaluation.shard_sizes))
+def _accuracy(run, network, directory):
+    """Count what is right, and keep every answer in a folder."""
+    accuracy, answers, positions = Accuracy(), [], []
+    source = run.evaluation
+    shards = range(len(source.shard_sizes))
     clean = batches.make_augment(run, network.input_shape[1], noise=())
-    for shard, probs, labels in _predict(
-        run, network, clean, run.evaluation, shards
-    ):
+    for shard, probs, labels in _predict(run, network, clean, source, shards):
         accuracy.update(probs, labels)
+        answers.append((labels, *predictions.surest(probs)))
         rows = np.flatnonzero(np.isnan(probs).any(axis=1))
         positions += [(shard, int(row)) for row in rows]
     skipping.record(run, "evaluation", positions)
+    about = {
+        "name": source.name,
+        "fingerprint": source.fingerprint,
+        "classes": list(run.class_names),
+        "shard_sizes": list(source.shard_sizes),
+    }
+    path = predictions.path_of(directory, source.fingerprint)
+    predictions.save(path, answers, about)
     return accuracy.result()
 
 

@@ -87,7 +87,7 @@ def check_stored_labels(run):
     if run.config.online_teacher:
         raise UserError(
             "with --online_teacher nothing is labeled beforehand: go on with "
-            f"{_command(run, 'distill')}"
+            f"{command(run, 'distill')}"
         )
 
 
@@ -107,7 +107,7 @@ def check_model(run, iteration, purpose):
     mode = "distill" if iteration else "teach"
     raise UserError(
         f"there is no model {iteration} to {purpose} in {run.workdir}: make it "
-        f"with {_command(run, mode)}"
+        f"with {command(run, mode)}"
     )
 
 
@@ -143,18 +143,18 @@ def _raise_missing_labels(run, iteration):
     check_model(run, iteration - 1, "learn from")
     raise UserError(
         f"the pseudo-labels for student {iteration} are missing or not "
-        f"complete in {run.workdir}: make them with {_command(run, 'label')}"
+        f"complete in {run.workdir}: make them with {command(run, 'label')}"
     )
 
 
-def _command(run, mode):
+def command(run, mode):
     """The command that makes what is missing."""
     workdir = shlex.quote(str(run.workdir))
-    command = f"python main.py --mode={mode} --workdir={workdir}"
+    text = f"python main.py --mode={mode} --workdir={workdir}"
     if not (run.workdir.path / "run.flags").exists():
         # Nothing there yet that would remember the others.
-        command += " and your other flags"
-    return command
+        text += " and your other flags"
+    return text
 
 
 def finished_labels(run, iteration):
@@ -168,7 +168,7 @@ def finished_labels(run, iteration):
     if labels.num_selected() != selection["num_selected"]:
         raise UserError(
             f"the copies in {labels.directory} are damaged, for selection.json "
-            f"counts others: make them again with {_command(run, 'select')}"
+            f"counts others: make them again with {command(run, 'select')}"
         )
     _check_selection(run, labels, selection)
     return labels
@@ -189,7 +189,7 @@ def _check_selection(run, labels, selection):
     raise UserError(
         f"{kept} of {selection['num_images']} unlabeled images are kept, and "
         f"none for {empty} of {num_classes} classes: lower "
-        f"--confidence_threshold with {_command(run, 'select')}, train a "
+        f"--confidence_threshold with {command(run, 'select')}, train a "
         "better teacher, or go on with --force"
     )
 

@@ -20,6 +20,8 @@ MODES = {
     "distill": "train the student on labeled + pseudo-labeled images",
     "finetune": "FixRes: the newest model, briefly, at a larger --image_size",
     "evaluate": "top-1 and top-5 of the newest model on the evaluation images",
+    "report": "report.html, of a run that is done or at work",
+    "preview": "preview.png: what the noise does to images, before training",
     "predict": "the newest model's top-5 classes of the images at --input",
     "embed": "its features of the images at --input",
     "export": "the newest model as .keras, SavedModel, ONNX and TFLite",
@@ -325,9 +327,7 @@ class InferenceSettings:
         None, ".csv, .parquet, .npy or folder; empty: in workdir.", free=True
     )
     export_formats: str = knob(
-        "auto",
-        "keras,savedmodel,onnx,tflite; auto: all it can.",
-        free=True,
+        "auto", "keras,savedmodel,onnx,tflite; auto: what it can.", free=True
     )
 
 

@@ -60,9 +60,10 @@ def record(run, role, positions):
         role: `unlabeled` or `evaluation`.
         positions: List of pairs (shard, row).
     """
-    known = _known(run, role)
+    source, known = getattr(run, role), _known(run, role)
+    if known is None and not (positions or source.left_out):
+        return
     if known is None or list(known) != sorted(positions):
-        source = getattr(run, role)
         # What can be decoded was asked about: the network's fault.
         found = dict.fromkeys(sorted(positions), "the answer is not finite")
         found |= broken.reasons(source, positions, decoding.decode)

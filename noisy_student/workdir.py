@@ -6,7 +6,9 @@ data.json          names of the classes; which images, and how many
 results.json       a record for each phase that ended
 times.json         seconds of the commands that ended them
 .lock              of the process that works here
-iteration_0/       the teacher: checkpoints, model.keras; finetuned.keras
+report.html        all of it, to look at
+iteration_0/       the teacher: checkpoints, model.keras; finetuned.keras;
+                   predictions-*.npz, its answers to the evaluation images
 iteration_1/       labels/ that the teacher gave, then the first student
 """
 
@@ -76,6 +78,11 @@ class Workdir:
         """What evaluates and labels: the finetuned model, if there is one."""
         finetuned = self.finetuned_model(number)
         return finetuned if finetuned.exists() else self.trained_model(number)
+
+    def model_folder(self, number):
+        """Where the answers of that model are kept."""
+        finetuned = self.finetuned_model(number).exists()
+        return self.finetuning(number) if finetuned else self.iteration(number)
 
     def has_model(self, number):
         return self.model(number).exists()

@@ -12,6 +12,7 @@ from PIL import Image
 
 import main
 from noisy_student import command_line
+from noisy_student.evaluation import predictions
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 
@@ -115,6 +116,23 @@ def test_phases_leave_what_the_design_says(trained):
         assert expected in names, f"{expected} is not in {sorted(names)}"
     phases = [(r["phase"], r["iteration"]) for r in results(trained)]
     assert phases == [("teach", 0), ("label", 1), ("distill", 1)]
+
+
+def test_phases_leave_a_report_of_real_images(trained):
+    page = (trained / "report.html").read_text()
+    for record in results(trained):
+        if record["phase"] != "label":
+            assert f"{record['top1']:.1%}" in page
+    # 17 of the operations, 36 of the noise, and those that were labeled.
+    assert page.count("<img") > 60 and "Confusion matrix" in page
+    for k in (0, 1):
+        (path,) = (trained / f"iteration_{k}").glob("predictions-*.npz")
+        found = predictions.load(path)
+        assert found.about["classes"] == list(COLORS)
+        # 15 images and one text called .png.
+        assert len(found.label) == 16 and found.decoded.sum() == 15
+        right = results(trained)[2 * k]["top1"] * 15
+        assert found.right.sum() == pytest.approx(right)
 
 
 def test_results_count_every_image_that_decodes(trained):

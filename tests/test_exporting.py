@@ -15,7 +15,6 @@ from conftest import make_finished_run
 
 import main
 from noisy_student import exporting
-from noisy_student import history
 from noisy_student.files import replacing_folder
 from noisy_student.models import efficientnet
 from noisy_student.models.stochastic_depth import Dropout
@@ -224,14 +223,6 @@ def test_logits_that_are_no_numbers_are_noticed():
             checking.check(checking.deviation(wrong, logits))
     with pytest.raises(checking.Deviation):
         checking.deviation(logits[:, :1], logits)
-
-
-def test_the_interval_is_wilsons():
-    # Wilson (1927), by hand: p = 90 / 100, z = 1.959964.
-    assert history.interval(0.9, 100) == pytest.approx(
-        (0.825634, 0.944771), abs=1e-5
-    )
-    assert history.interval(1.0, 10)[1] == 1.0
 
 
 def test_names_do_nothing_in_a_card():

@@ -17,7 +17,8 @@ ALLOWED = {
     "training": set(),
     "evaluation": {"data"},
     "pseudo_labels": {"data"},
-    "reporting": {"data"},
+    # It reads what these two write.
+    "reporting": {"data", "evaluation", "pseudo_labels"},
     # `models` for the noise that an exported network does without.
     "outputs": {"models"},
     "knobs": set(),
@@ -69,7 +70,7 @@ ALLOWED = {
         "training",
         "workdir",
     },
-    "history": {"command_line"},
+    "history": {"command_line", "evaluation"},
     "using": {
         "batches",
         "data",
@@ -90,6 +91,14 @@ ALLOWED = {
         "training",
         "workdir",
     },
+    "previewing": {"batches", "reporting", "run", "workdir"},
+    "showing": {
+        "prerequisites",
+        "previewing",
+        "reporting",
+        "run",
+        "workdir",
+    },
     "phases": {
         "data",
         "exporting",
@@ -97,9 +106,11 @@ ALLOWED = {
         "planning",
         "predicting",
         "prerequisites",
+        "previewing",
         "pseudo_labels",
         "reporting",
         "run",
+        "showing",
         "skipping",
         "using",
     },

@@ -41,3 +41,19 @@ class Accuracy:
             "top5": self.num_top5 / self.num_examples,
             "num_examples": self.num_examples,
         }
+
+
+def interval(num_right, num_examples):
+    """Where an accuracy lies with 95 % confidence: exact, Clopper-Pearson.
+
+    Args:
+        num_right: Right answers.
+        num_examples: All answers, at least 1.
+
+    Returns:
+        Pair of floats in [0, 1].
+    """
+    from scipy import stats
+
+    bounds = stats.binomtest(num_right, num_examples).proportion_ci(0.95)
+    return float(bounds.low), float(bounds.high)

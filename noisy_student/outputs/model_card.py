@@ -162,7 +162,8 @@ def _chain(facts):
         return "Not known: the weights were trained elsewhere."
     lines = [
         "Top-1 in percent with the interval that holds the true value in 95 "
-        "of 100 cases, by chance of the evaluation images alone (Wilson).",
+        "of 100 cases, by chance of the evaluation images alone (Clopper and "
+        "Pearson).",
         "",
         "| model | network | pixels | steps | top-1 | top-5 | images |",
         "|---|---|--:|--:|--:|--:|--:|",

@@ -198,7 +198,7 @@ class LabelStore:
         confidence = np.empty(num_rows, np.float32)
         predicted_class = np.empty(num_rows, rows.class_dtype(self.num_classes))
         for shard, part in self._parts():
-            top = self._read_top(shard)
+            top = self.read_top(shard)
             confidence[part] = top["confidence"]
             predicted_class[part] = top["class"]
             inside = (confidence[part] >= 0) & (confidence[part] <= 1)
@@ -214,11 +214,12 @@ class LabelStore:
             (shard, int(row))
             for shard in range(len(self.shard_sizes))
             for row in np.flatnonzero(
-                np.isnan(self._read_top(shard)["confidence"])
+                np.isnan(self.read_top(shard)["confidence"])
             )
         ]
 
-    def _read_top(self, shard):
+    def read_top(self, shard):
+        """Records `(N_i,)` of `rows.top_dtype`: confidence and class."""
         path, row = self.top_path(shard), rows.top_dtype(self.num_classes)
         if path.exists():
             return self._read_array(path, shard, row)

@@ -133,6 +133,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         super().__init__()
         self.checkpoints = checkpoints
         self.step = first_step
+        self.saved_step = first_step
         self.seconds = 60 * minutes
 
     def on_train_begin(self, logs=None):
@@ -143,14 +144,21 @@ class CheckpointCallback(keras.callbacks.Callback):
         signal_number = stopping.requested()
         waited = time.monotonic() - self.saved_at
         if signal_number is not None or waited >= self.seconds:
-            self.checkpoints.save(self.model, self.step)
-            self.saved_at = time.monotonic()
+            self._save()
         if signal_number is not None:
             print(f"  step {self.step} is saved", flush=True)
             raise stopping.Stopped(signal_number)
 
     def on_train_end(self, logs=None):
+        # Once a step: a run that is killed in a second time would find the
+        # step done, and leave what it had begun to write.
+        if self.saved_step != self.step:
+            self._save()
+
+    def _save(self):
         self.checkpoints.save(self.model, self.step)
+        self.saved_step = self.step
+        self.saved_at = time.monotonic()
 
 
 class StopAtNonFinite(keras.callbacks.Callback):
