@@ -104,11 +104,14 @@ def watch(flags, has_begun):
         started = time.monotonic()
         while process.poll() is None:
             if points or has_begun():
-                held = measuring.resident("VmRSS", process.pid) / 2**20
+                try:
+                    held = measuring.resident("VmRSS", process.pid) / 2**20
+                except RuntimeError:
+                    break  # it has just ended
                 seconds = time.monotonic() - started
                 points.append((round(seconds, 1), round(held, 1)))
             time.sleep(0.5)
-    if process.returncode:
+    if process.wait():
         raise RuntimeError(f"{command} ended with {process.returncode}")
     return points[:: max(1, len(points) // 200)]
 

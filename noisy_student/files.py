@@ -104,6 +104,16 @@ def write_text(path, text, mark=""):
     write_atomically(path, lambda file: file.write(text.encode()), mark)
 
 
+def append_text(path, text):
+    """Add to a file of lines, of which the last may be half one day."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        error.filename = str(path)  # a write that fails does not say where
+        raise
+
+
 def write_json(path, value):
     """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

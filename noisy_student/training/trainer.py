@@ -10,6 +10,7 @@ import time
 import keras
 
 from noisy_student import stopping
+from noisy_student.files import append_text
 from noisy_student.files import write_text
 from noisy_student.training import losses
 from noisy_student.training.averaging import AveragedModel
@@ -178,8 +179,8 @@ class Progress(keras.callbacks.Callback):
         values["lr"] = float(
             keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         )
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": self.step, **values}) + "\n")
+        line = json.dumps({"step": self.step, **values}) + "\n"
+        append_text(self.path, line)
 
 
 def _minutes(seconds):
