@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -221,9 +222,12 @@ def test_keeps_the_newest_two(small_model, tmp_path):
     # In the order of numbers, not of letters.
     for step in (9, 10, 100, 1000):
         checkpoints.save(small_model, step)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint-000000100.npz", "checkpoint-000001000.npz"]
+    names = ["checkpoint-000000100.npz", "checkpoint-000001000.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    # Killed before it could drop the oldest, and with nothing left to do.
+    shutil.copy(tmp_path / names[0], tmp_path / "checkpoint-000000010.npz")
     assert checkpoints.restore(small_model) == 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("damage", ("cut", "empty", "flipped"))

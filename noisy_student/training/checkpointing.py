@@ -51,8 +51,7 @@ class Checkpoints:
         write_atomically(
             self._path(step), lambda file: np.savez(file, **arrays)
         )
-        for old in self._steps()[:-2]:
-            self._path(old).unlink()
+        self._keep_two(step)
 
     def restore(self, model):
         """Load the newest checkpoint that is whole.
@@ -84,6 +83,8 @@ class Checkpoints:
                 )
             for name, variable in state.items():
                 variable.assign(arrays[name])
+            # A run that was killed after its last save has one too many.
+            self._keep_two(step)
             return step
         if steps:
             raise UserError(
@@ -109,6 +110,12 @@ class Checkpoints:
             f"{what} at step {step}: {kept}; in another --workdir, try a lower "
             "--base_lr, more --warmup_epochs or --dtype=float32"
         )
+
+    def _keep_two(self, newest):
+        """Drop what is older than a whole checkpoint and the one before it."""
+        steps = [step for step in self._steps() if step <= newest]
+        for old in steps[:-2]:
+            self._path(old).unlink()
 
     def _path(self, step):
         return self.directory / f"checkpoint-{step:09d}.npz"
