@@ -60,19 +60,20 @@ def test_flags_that_are_named_exist(page):
     known |= {"zone", "accelerator-type", "version", "project", "name"}
     text = re.sub(r"^(?!.*python main).*(gcloud|pip|git|curl|tar) .*$", "",
                   page.read_text(), flags=re.MULTILINE)  # fmt: skip
-    # Benchmarks have flags of their own.
-    text = re.sub(r"python -m benchmarks[^`\n]*", "", text)
+    # Scripts have flags of their own.
+    text = re.sub(r"python (-m benchmarks|tests/)[^`\n]*", "", text)
     for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text):
         assert name in known, f"{page.name} names --{name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_benchmarks_that_are_named_have_their_flags(page):
+def test_scripts_that_are_named_have_their_flags(page):
     commands = re.findall(
-        r"python -m benchmarks\.(\w+)([^\n`|#]*)", page.read_text()
+        r"python (?:-m )?(benchmarks|tests)[./](\w+)(?:\.py)?([^\n`|#]*)",
+        page.read_text(),
     )
-    for name, flags in commands:
-        script = (REPOSITORY / "benchmarks" / f"{name}.py").read_text()
+    for folder, name, flags in commands:
+        script = (REPOSITORY / folder / f"{name}.py").read_text()
         for flag in re.findall(r"--(\w+)", flags):
             assert f'"--{flag}"' in script, f"{name} has no --{flag}"
 
