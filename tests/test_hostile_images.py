@@ -74,9 +74,11 @@ def test_an_image_is_decoded_or_refused(readers, kind):
         for reader in (decode, evaluated):
             with pytest.raises(REFUSED):
                 reader(content)
-        # A window may lie before the place where a file is cut off.
-        with contextlib.suppress(*REFUSED):
-            assert trained(content).shape == (32, 32, 3)
+        # A window may lie before the place where a file is cut off; what has
+        # too many pixels never comes here.
+        if kind not in hostile_images.too_large():
+            with contextlib.suppress(*REFUSED):
+                assert trained(content).shape == (32, 32, 3)
         return
     assert evaluated(content).shape == trained(content).shape == (32, 32, 3)
     image = decode(content).numpy()
@@ -90,7 +92,8 @@ def test_an_image_is_decoded_or_refused(readers, kind):
 
 @pytest.mark.parametrize("kind", hostile_images.too_large())
 def test_too_many_pixels_are_refused_before_they_are_decoded(readers, kind):
-    for reader in readers:
+    # Training reads what the others have accepted; JPEGs are looked at again.
+    for reader in readers if kind.startswith("jpeg") else readers[:2]:
         with pytest.raises(tf.errors.InvalidArgumentError, match="pixels"):
             reader(KINDS[kind][0])
 

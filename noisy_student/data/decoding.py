@@ -76,6 +76,35 @@ def decode(image_bytes):
     return tf.ensure_shape(image, [None, None, 3])
 
 
+def decode_again(image_bytes):
+    """Decode an image that `decode` has accepted before, in less time.
+
+    Where an image is a JPEG, what would be done to another costs time too: for
+    training, all that reads headers is a third of it.
+
+    Args:
+        image_bytes: As in `decode`.
+
+    Returns:
+        As `decode`.
+    """
+
+    def image(channels=3):
+        return tf.io.decode_image(
+            image_bytes, channels=channels, expand_animations=False
+        )
+
+    beginning = tf.strings.substr(image_bytes, 0, 2)
+    decoded = tf.case(
+        (
+            (beginning == b"BM", lambda: _with_palette(image(), image_bytes)),
+            (beginning == b"RI", lambda: image(channels=0)[..., :3]),
+        ),
+        default=image,
+    )
+    return tf.ensure_shape(decoded, [None, None, 3])
+
+
 def check_size(size):
     """An operation that fails where an image has too many pixels.
 

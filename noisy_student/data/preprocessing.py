@@ -55,7 +55,8 @@ def random_resized_crop(
     """Cut a random window and resize it: the official training input.
 
     Args:
-        image_bytes: string scalar, an encoded image.
+        image_bytes: string scalar, an encoded image that `decoding.decode` has
+            accepted before, as every image of a run has been.
         image_size: S, the side of the result in pixels.
         seed: integer `(2,)`.
         area_range: smallest and largest window, as fractions of the image.
@@ -96,7 +97,7 @@ def random_resized_crop(
         return tf.io.decode_and_crop_jpeg(image_bytes, window(size), channels=3)
 
     def from_other():
-        image = decoding.decode(image_bytes)
+        image = decoding.decode_again(image_bytes)
         return _cut(image, window(tf.shape(image)[:2]))
 
     image = tf.cond(tf.io.is_jpeg(image_bytes), from_jpeg, from_other)

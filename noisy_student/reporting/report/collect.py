@@ -20,7 +20,14 @@ from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.reporting.report import facts
 from noisy_student.reporting.report import labels
 
-DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, UserError)
+DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    zipfile.BadZipFile,
+    UserError,
+)
 
 
 def answers(workdir, iterations, fingerprint=None):
