@@ -137,7 +137,7 @@ def test_own_images(tmp_path, monkeypatch):
     with open(workdir / "predictions.csv", newline="") as file:
         predicted = list(csv.DictReader(file))
     files = {row["file"] for row in predicted}
-    drawn = (root / "runs" / "shapes" / "unlabeled").iterdir()
+    drawn = (root / "runs" / "drawn" / "unlabeled").iterdir()
     assert files == {str(path.resolve()) for path in drawn}
     assert np.load(workdir / "features.npy").shape[0] == len(predicted)
     assert (workdir / "model.zip").exists()
@@ -193,6 +193,32 @@ def make_evaluation(folder):
         color = (number % 256, number // 4 % 256, 0)
         path = folder / f"n{number:08d}" / "image.png"
         Image.new("RGB", (8, 8), color).save(path)
+
+
+def test_elsewhere_the_first_cell_fetches_the_repository(tmp_path, monkeypatch):
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("this is no checkout")
+    keep_kernels_in(tmp_path, monkeypatch)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # nothing is to be installed
+    place = tmp_path / "content"
+    place.mkdir()
+    setup = next(
+        c.source for c in read("method").cells if "setup" in tags_of(c)
+    )
+    assert f'URL = "{HOME}"' in setup
+    setup = setup.replace(HOME, str(REPOSITORY))
+    tell = "import noisy_student\nprint(noisy_student.__file__)"
+    expected = place / "noisy-student" / "noisy_student" / "__init__.py"
+    # The second time, as after a restart, the clone is found.
+    for again in (False, True):
+        if again:
+            setup = setup.replace(str(REPOSITORY), "nowhere")
+        cells = [nbformat.v4.new_code_cell(code) for code in (setup, tell)]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        resources = {"metadata": {"path": str(place)}}
+        NotebookClient(notebook, timeout=120, resources=resources).execute()
+        assert printed(notebook).splitlines()[-1] == str(expected)
+        assert not again or "fatal" not in printed(notebook)
 
 
 def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch):
