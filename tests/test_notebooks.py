@@ -119,6 +119,7 @@ def test_the_method(tmp_path, monkeypatch):
     assert any("srcdoc" in page for page in shown(notebook, "text/html"))
 
 
+@pytest.mark.slow
 def test_own_images(tmp_path, monkeypatch):
     root = tmp_path / "clone"
     root.mkdir()
@@ -143,6 +144,7 @@ def test_own_images(tmp_path, monkeypatch):
     assert (workdir / "model.zip").exists()
 
 
+@pytest.mark.slow
 def test_released_weights(few_blocks, tmp_path, monkeypatch):
     root = tmp_path / "clone"
     folder = root / "runs" / "weights"
