@@ -8,7 +8,10 @@ parameters is replaced, and cells that need a download or Colab are left out.
 
 import ast
 import csv
+import importlib
+import inspect
 import json
+import operator
 import re
 import tarfile
 
@@ -104,6 +107,7 @@ def results(workdir):
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_method(tmp_path, monkeypatch):
     root = tmp_path / "clone"
     root.mkdir()
@@ -147,7 +151,6 @@ def test_own_images(tmp_path, monkeypatch):
     assert (workdir / "model.zip").exists()
 
 
-@pytest.mark.slow
 def test_released_weights(few_blocks, tmp_path, monkeypatch):
     root = tmp_path / "clone"
     folder = root / "runs" / "weights"
@@ -248,14 +251,14 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_committed_without_outputs(name):
     text = (FOLDER / f"{name}.ipynb").read_text()
-    # As it stands, for nbformat mends what it reads.
+    # As it stands, for nbformat mends what it reads and validates.
     notebook = json.loads(text)
-    nbformat.validate(notebook)
-    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     cells = notebook["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     for cell in cells:
         assert not cell.get("outputs") and not cell.get("execution_count")
+    nbformat.validate(notebook)
     # Of the machine that it was written on.
     assert not re.search(r"[\"' =](/home|/root|/tmp|/work|/Users|C:)", text)
 
@@ -294,6 +297,36 @@ def test_its_links_lead_somewhere_from_colab_too(name):
                 if target.startswith(home + BLOB):
                     path = REPOSITORY / target.removeprefix(home + BLOB)
                     assert path.exists(), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_that_its_code_calls_exist(name):
+    # Sooner than running it, which is slow, and in cells that are left out.
+    code = "\n".join(
+        re.sub(r"^( *)[!%].*", r"\1pass", cell.source, flags=re.MULTILINE)
+        for cell in read(name).cells
+        if cell.cell_type == "code"
+    )
+    ours = {}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and "noisy_student" in node.module:
+            for alias in node.names:
+                module = importlib.import_module(node.module)
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                ours[alias.name] = getattr(module, alias.name)
+    called = 0
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call):
+            continue
+        owner, _, attribute = ast.unparse(node.func).partition(".")
+        if owner in ours and attribute:
+            function = operator.attrgetter(attribute)(ours[owner])
+            given = {keyword.arg: None for keyword in node.keywords}
+            given.pop(None, None)  # **settings
+            inspect.signature(function).bind_partial(*node.args, **given)
+            called += 1
+    assert called > 5
 
 
 @pytest.mark.parametrize("name", NAMES)
