@@ -31,14 +31,7 @@ from noisy_student.data import pipelines
 from noisy_student.data import tfds_source
 from noisy_student.data import undecodable
 
-SPLITS = (
-    "train",
-    "train[:25%]",
-    "train[-25%:]+test[:1]",
-    "train[1shard:]",
-    "train[:1shard]+test[2shard:]",
-    "all",
-)
+SPLITS = ("train[1shard:]", "train[:1shard]+test[-25%:]", "all")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +147,7 @@ def test_archives_are_to_be_unpacked(tmp_path):
 # ArrayRecord
 
 
-@pytest.mark.parametrize("split", [*SPLITS, "train[20%:70%]"])
+@pytest.mark.parametrize("split", ["train[20%:70%]", *SPLITS[1:]])
 def test_array_records(array_record_dir, split, monkeypatch):
     monkeypatch.setattr(array_records, "RECORDS_AT_ONCE", 3)
     source = read(array_record_dir, split)
