@@ -82,7 +82,7 @@ class DataSettings:
     unlabeled_split: str | None = knob(None, "tfds split, labels ignored.")
     eval_split: str = knob("test", "tfds split to evaluate on.")
     data_dir: str | None = knob(
-        None, "Where tfds keeps prepared data; empty: its default.", free=True
+        None, "Folder of tfds, or of ImageNet; empty: its default.", free=True
     )
     download: bool = knob(
         False, "Let tfds download and prepare the data.", free=True
