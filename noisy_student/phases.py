@@ -60,21 +60,24 @@ def run_mode(config):
         alone[config.mode](config)
         return
     run = open_run(config)
-    print(
-        console.data_summary(
-            run.labeled,
-            run.unlabeled,
-            run.evaluation,
-            batch_size=config.batch_size,
-            unlabeled_batch_size=run.unlabeled_batch_size(1),
-        )
-    )
+    print(data_summary(run))
     try:
         with run.workdir.owned():
             modes[config.mode](run)
     except tf.errors.OpError as error:
         # Files may vanish, and what they hold is checked while it is read.
         raise (sources.read_error(error) or error) from None
+
+
+def data_summary(run):
+    """What a run learns from, in a few lines of text."""
+    return console.data_summary(
+        run.labeled,
+        run.unlabeled,
+        run.evaluation,
+        batch_size=run.config.batch_size,
+        unlabeled_batch_size=run.unlabeled_batch_size(1),
+    )
 
 
 def iterate(run):

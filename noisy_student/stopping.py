@@ -26,6 +26,10 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
 
+    def _render_traceback_(self):
+        """What a notebook shows, by IPython's convention."""
+        return [f"stopped by {self}; the same cell goes on"]
+
 
 @contextlib.contextmanager
 def signals():

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from noisy_student.config import Config
 
-PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
+PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 
 
 def test_every_claim_of_fidelity_names_a_test_that_exists():

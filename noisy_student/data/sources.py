@@ -143,6 +143,23 @@ def digits(split, *, labels_per_class=5, seed=0):
     )
 
 
+def images_per_class(source):
+    """How many images of each class there are.
+
+    Args:
+        source: a `Source` whose images have labels.
+
+    Returns:
+        Dict of class name -> int, in the order of the classes.
+    """
+    counts = np.zeros(len(source.class_names), np.int64)
+    for shard in range(len(source.shard_sizes)):
+        labels = source.open_shard(shard).map(lambda _, label: label)
+        for some in labels.batch(1024).as_numpy_iterator():
+            counts += np.bincount(some, minlength=len(counts))
+    return dict(zip(source.class_names, counts.tolist(), strict=True))
+
+
 def check_same_classes(labeled, evaluation):
     """Checks that label k means the same class in both sources.
 

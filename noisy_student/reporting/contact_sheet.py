@@ -44,6 +44,22 @@ def draw(samples, operations, *, title, magnitude):
     return _render(textwrap.wrap(title, 130), blocks)
 
 
+def grid(tiles, columns=COLUMNS):
+    """Draw images in rows, each with a few words below it.
+
+    Args:
+        tiles: Iterable of pairs of a text and an image, uint8 `(S, S, 3)`. A
+            text that is too long for its image is cut.
+        columns: Images in a row.
+
+    Returns:
+        The content of a PNG file.
+    """
+    tiles = list(tiles)
+    starts = range(0, len(tiles), columns)
+    return _render([], [("", [tiles[k : k + columns] for k in starts])])
+
+
 def _render(lines, blocks):
     from PIL import Image
     from PIL import ImageDraw
@@ -51,8 +67,12 @@ def _render(lines, blocks):
 
     row_height = TILE + LINE + GAP
     height = 2 * MARGIN + LINE * len(lines)
-    height += sum(2 * LINE + 2 * GAP + row_height * len(r) for _, r in blocks)
-    width = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+    height += sum(
+        (2 * LINE + 2 * GAP) * bool(heading) + row_height * len(rows)
+        for heading, rows in blocks
+    )
+    columns = max((len(row) for _, rows in blocks for row in rows), default=1)
+    width = 2 * MARGIN + columns * TILE + (columns - 1) * GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     plain, large = (ImageFont.load_default(size) for size in (14, 19))
@@ -61,18 +81,30 @@ def _render(lines, blocks):
         pen.text((MARGIN, top), line, MUTED, font=plain)
         top += LINE
     for heading, rows in blocks:
-        top += LINE
-        pen.text((MARGIN, top), heading, INK, font=large)
-        top += LINE + 2 * GAP
+        if heading:
+            top += LINE
+            pen.text((MARGIN, top), heading, INK, font=large)
+            top += LINE + 2 * GAP
         for row in rows:
             for column, (text, pixels) in enumerate(row):
                 left = MARGIN + column * (TILE + GAP)
                 sheet.paste(_tile(Image, pixels), (left, top))
-                pen.text((left, top + TILE + 2), text, MUTED, font=plain)
+                words = _cut(text, plain)
+                pen.text((left, top + TILE + 2), words, MUTED, font=plain)
             top += row_height
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
+
+
+def _cut(text, font):
+    """As much of a text as fits below an image, in a line."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= TILE:
+        return text
+    while text and font.getlength(text + "...") > TILE:
+        text = text[:-1]
+    return text + "..."
 
 
 def _tile(Image, pixels):  # noqa: N803, a module

@@ -90,6 +90,28 @@ def thumbnail(image_bytes, side=SIDE):
         return None
 
 
+def thumbnails(source, numbers, side=SIDE):
+    """Small images of a source, such as the surest of `LabelStore.confidences`.
+
+    Args:
+        source: A `Source`.
+        numbers: Iterable of integers that count its images over all shards.
+        side: Pixels of each, at most.
+
+    Returns:
+        Dict of number -> uint8 `(S, S, 3)`, in the order asked for. What cannot
+        be read or decoded is missing.
+    """
+    numbers = [int(number) for number in numbers]
+    where = locate(numbers, source.shard_sizes)
+    encoded = read(source, where)
+    found = {}
+    for number, position in zip(numbers, where, strict=True):
+        if position in encoded:
+            found[number] = thumbnail(encoded[position], side)
+    return {n: image for n, image in found.items() if image is not None}
+
+
 def _decode_reduced(image_bytes, side):
     """Decode, a large JPEG at a fraction of its size: that is much faster."""
     if not tf.io.is_jpeg(image_bytes):
