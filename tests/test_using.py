@@ -105,7 +105,7 @@ def predicted(workdir, images, tmp_path_factory):
 
 
 def test_every_file_has_its_row(predicted, images):
-    source = folder_sources.image_folder(images)
+    source = folder_sources.images_at(images)
     assert [row["file"] for row in predicted] == [
         source.example_name(0, k) for k in range(len(NAMES) + 2)
     ]

@@ -8,6 +8,7 @@ with folders before a run has cost an hour. Paths are bytes throughout.
 """
 
 import glob
+import hashlib
 import os
 import pathlib
 import stat
@@ -21,7 +22,7 @@ from noisy_student.data.sources import printable
 from noisy_student.data.sources import source_in_memory
 from noisy_student.errors import UserError
 
-# Nothing that is decoded needs more: `headers.MAX_PIXELS` of 16 bits, four
+# Nothing that is decoded needs more: `decoding.MAX_PIXELS` of 16 bits, four
 # channels and no compression are 0.7 of it.
 MAX_BYTES = 2**30
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -35,7 +36,7 @@ def class_folders(directory):
     Classes are numbered in the order of the bytes of their folders' names.
     Hidden files and folders are ignored. Links to folders are followed, but no
     folder is visited twice for one class. Links that lead nowhere and files of
-    more than `MAX_BYTES` are left out.
+    more than `MAX_BYTES` are left out. The order of the images mixes classes.
 
     Args:
         directory: path of the folder that holds the class folders.
@@ -103,7 +104,20 @@ def class_folders(directory):
             f"{name} has only one class folder, {class_names[0]!r}, and "
             "training needs two or more: give the folder that holds them all"
         )
+    pairs = zip(images, labels, strict=True)
+    pairs = sorted(pairs, key=lambda pair: _place(root, pair[0]))
+    images, labels = zip(*pairs, strict=True)
     return folder_source(root, name, images, labels, class_names, left_out)
+
+
+def _place(root, image):
+    """What to sort by for an order that every machine agrees on, but no name.
+
+    On a disk classes, films and days lie one after the other, and training
+    shuffles no further than its buffer.
+    """
+    relative = image[0].removeprefix(root)
+    return hashlib.md5(relative, usedforsecurity=False).digest()
 
 
 def _are_splits(folders):
@@ -134,17 +148,24 @@ def image_folder(directory):
     Raises:
         UserError: if the directory is missing, no directory or has no image.
     """
-    root = absolute_directory(directory)
+    root, images, left_out = _tree(directory)
+    images.sort(key=lambda image: _place(root, image))
+    labels = [NO_LABEL] * len(images)
     name = printable(directory)
+    return folder_source(root, name, images, labels, (), left_out)
+
+
+def _tree(directory):
+    """A folder, the images below it by name, and what is left out."""
+    root = absolute_directory(directory)
     left_out = []
     images = list(images_below(root, set(), left_out))
     if not images:
         raise UserError(
-            f"{name} holds no image: put files that end in "
+            f"{printable(directory)} holds no image: put files that end in "
             f"{' '.join(IMAGE_EXTENSIONS)} there, in any sub-folder"
         )
-    labels = [NO_LABEL] * len(images)
-    return folder_source(root, name, images, labels, (), left_out)
+    return root, images, left_out
 
 
 def images_at(path):
@@ -169,7 +190,9 @@ def images_at(path):
     name = printable(path)
     absolute = os.path.abspath(os.path.expanduser(os.fsencode(path)))
     if os.path.isdir(absolute):
-        return image_folder(path)
+        root, images, left_out = _tree(path)
+        labels = [NO_LABEL] * len(images)
+        return folder_source(root, name, images, labels, (), left_out)
     if os.path.isfile(absolute):
         images = [(absolute, os.path.getsize(absolute))]
         return folder_source(b"", name, images, [NO_LABEL], (), ())
