@@ -70,7 +70,8 @@ def test_the_picture_has_the_numbers_of_the_table():
 def test_every_page_is_reached_from_the_index():
     docs = REPOSITORY / "docs"
     index = links_of((docs / "README.md").read_text())
-    pages = {page.name for page in docs.glob("*.md")} - {"README.md"}
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+    pages -= {"README.md"}
     assert pages <= set(index), pages - set(index)
     lines = re.findall(r"^(\d+)\. \[", (docs / "README.md").read_text(), re.M)
     assert lines == [str(n + 1) for n in range(len(lines))] and lines
