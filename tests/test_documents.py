@@ -63,7 +63,7 @@ def test_flags_that_are_named_exist(page):
                   page.read_text(), flags=re.MULTILINE)  # fmt: skip
     # Scripts have flags of their own.
     text = re.sub(r"python (-m benchmarks|tests/)[^`\n]*", "", text)
-    for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text):
+    for name in re.findall(r"(?a)(?<![\w-])--([a-z][\w-]*)", text):
         assert name in known, f"{page.name} names --{name}"
 
 
