@@ -58,7 +58,9 @@ ALLOWED = {
         "reporting",
         "skipping",
         "training",
+        "watching",
     },
+    "watching": {"data", "reporting", "training"},
     "finished": {
         "assembly",
         "command_line",
@@ -112,11 +114,14 @@ ALLOWED = {
         "run",
         "showing",
         "skipping",
+        "training",
         "using",
+        "watching",
     },
     "errors": set(),
     "files": set(),
     "stopping": set(),
+    "startup": set(),
     "__init__": set(),
 }
 EVERYBODYS = {"errors", "files", "stopping"}

@@ -44,6 +44,31 @@ def draw(samples, operations, *, title, magnitude):
     return _render(textwrap.wrap(title, 130), blocks)
 
 
+def draw_batch(parts):
+    """Draw what a network is shown at once.
+
+    Args:
+        parts: List of pairs of a heading and a list of pairs of a word or two
+            and an image, uint8 `(S, S, 3)`.
+
+    Returns:
+        The content of a PNG file.
+    """
+    return _render(
+        [],
+        [
+            (
+                heading,
+                [
+                    tiles[start : start + COLUMNS]
+                    for start in range(0, len(tiles), COLUMNS)
+                ],
+            )
+            for heading, tiles in parts
+        ],
+    )
+
+
 def _render(lines, blocks):
     from PIL import Image
     from PIL import ImageDraw
