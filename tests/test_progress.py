@@ -73,6 +73,13 @@ def test_what_is_soon_over_leaves_nothing_in_a_file(clock):
         shown.add(10)
     assert len(lines_of(file)) == 5
     assert "images 100/100" in lines_of(file)[-1]
+    # Nor is what had to be prepared for long.
+    file = io.StringIO()
+    shown = progress.Progress(100, unit="images", patience=15, stream=file)
+    clock.now += 60
+    shown.add(50)
+    shown.add(50)
+    assert file.getvalue() == ""
 
 
 def test_a_long_silence_is_broken(clock):
@@ -82,9 +89,8 @@ def test_a_long_silence_is_broken(clock):
         clock.now += 60
         shown.update(step)
     assert [line.split()[1] for line in lines_of(file)] == [
-        "10/1000000",
-        "20/1000000",
-        "30/1000000",
+        "11/1000000",
+        "21/1000000",
     ]
     assert "days" in lines_of(file)[0]
 

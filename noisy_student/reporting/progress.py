@@ -26,8 +26,8 @@ class Progress:
         unit: What is counted: `step` or `images`.
         done: How many there were done before.
         images: In each of them.
-        patience: Seconds that may pass without a line in a file: what is over
-            by then is not worth one.
+        patience: Seconds after the first update that may pass without a line
+            in a file: what is over by then is not worth one.
         stream: Where to; stdout by default.
     """
 
@@ -50,8 +50,9 @@ class Progress:
         self.bar = None
         self.first = None  # (done, time) of the first update
         self.figures = ""
-        self.line_at = done
-        self.line_time = self.begun = time.monotonic()
+        self.line_at, self.line_time = done, 0  # of the last line
+        self.said = False  # whether there was one
+        self.begun = time.monotonic()
         self.drawn_time = self.read_time = 0
 
     def begin(self, what):
@@ -74,7 +75,7 @@ class Progress:
         now = time.monotonic()
         self.done = done
         if self.first is None:
-            self.first = done, now
+            self.first, self.line_time = (done, now), now
         if self.bar is not None and now - self.drawn_time >= REDRAW:
             if live and now - self.read_time >= READ:
                 self.figures, self.read_time = live(), now
@@ -101,16 +102,19 @@ class Progress:
 
     def _line_is_due(self, now):
         if self.done == self.total:
-            return now - self.begun >= self.patience
+            return self.said or not self.patience
         since = now - self.line_time
-        fifths = self.done * LINES // self.total
-        is_next = fifths > self.line_at * LINES // self.total
+        before, fifths = (
+            count * LINES // self.total for count in (self.line_at, self.done)
+        )
+        is_next = fifths > before
         return (is_next and since >= self.patience) or since >= SILENCE
 
     def _print(self, now, figures):
         count = f"{self.done:>{len(str(self.total))}}/{self.total}"
         line = f"  {self.unit} {count}  {self._rest(now, figures)}"
         print(line.rstrip(), file=self.stream, flush=True)
+        self.said = True
 
     def _rest(self, now, figures):
         """Figures, speed and time left."""
