@@ -58,6 +58,7 @@ def test_flags_that_are_named_exist(page):
     known |= {"no" + name for name in known} | {"flagfile", "help"}
     # Of other programs, in the same pages.
     known |= {"zone", "accelerator-type", "version", "project", "name"}
+    known |= {"logdir"}
     others = "gcloud|pip|git|curl|tar|jupyter"
     text = re.sub(rf"^(?!.*python main).*({others}) .*$", "",
                   page.read_text(), flags=re.MULTILINE)  # fmt: skip

@@ -59,7 +59,9 @@ ALLOWED = {
         "reporting",
         "skipping",
         "training",
+        "watching",
     },
+    "watching": {"data", "reporting", "training"},
     "finished": {
         "assembly",
         "command_line",
@@ -113,11 +115,14 @@ ALLOWED = {
         "run",
         "showing",
         "skipping",
+        "training",
         "using",
+        "watching",
     },
     "errors": set(),
     "files": set(),
     "stopping": set(),
+    "startup": set(),
     "__init__": set(),
 }
 EVERYBODYS = {"errors", "files", "stopping"}
