@@ -7,6 +7,7 @@ import signal
 import sys
 
 from noisy_student import command_line
+from noisy_student import startup
 from noisy_student import stopping
 from noisy_student.errors import UserError
 
@@ -36,12 +37,12 @@ def run(argv):
     try:
         config = command_line.parse(argv)
         # Only now, so that --help and a wrong flag are answered at once.
-        # TensorFlow's notes on itself help nobody here; its errors still show.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         # Keras would write a file of settings into the home folder, and take
         # those that it finds there, such as another order of dimensions.
         os.environ.setdefault("KERAS_HOME", os.devnull)
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        # TensorFlow's notes on itself help nobody here; its errors still show.
+        startup.import_tensorflow()
         from noisy_student import phases
 
         phases.run_mode(config)

@@ -36,6 +36,8 @@ FLAGS = (
 )
 # Of one machine and one process: how long it took, what was reported twice.
 NOT_COMPARED = (".lock", "times.json", "metrics.jsonl", "report.html")
+# Likewise, but of them it is checked what they say.
+EVENTS = "tensorboard"
 
 
 def main():
@@ -192,7 +194,9 @@ def contents(workdir):
             b"",
         )
         for path in workdir.rglob("*")
-        if path.is_file() and path.name not in NOT_COMPARED
+        if path.is_file()
+        and path.name not in NOT_COMPARED
+        and path.parent.name != EVENTS
     }
 
 

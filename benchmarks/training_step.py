@@ -6,8 +6,9 @@
     python -m benchmarks.training_step --first_step
 
 `ours` trains on labeled and pseudo-labeled rows with the official RMSProp, L2
-term, moving average of all weights, metrics of both parts, progress lines, a
-look at every loss and checkpoints by the clock. `keras` is the same network
+term, moving average of all weights, metrics of both parts, a live line that is
+rewritten, curves for TensorBoard, a look at every loss and checkpoints by the
+clock. `keras` is the same network
 with Keras's RMSprop and cross-entropy, and nothing else. Both read the same
 batch from memory.
 
@@ -17,6 +18,7 @@ first step, `import` apart, in new processes: `ours` beside the network of
 """
 
 import argparse
+import io
 import os
 import pathlib
 import subprocess
@@ -32,6 +34,10 @@ import tensorflow as tf
 
 from benchmarks import measuring
 from noisy_student.models import efficientnet
+from noisy_student.reporting import console
+from noisy_student.reporting import event_files
+from noisy_student.reporting.progress import Progress
+from noisy_student.training import curves
 from noisy_student.training import distribution
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import CheckpointCallback
@@ -40,6 +46,7 @@ from noisy_student.training.checkpointing import StopAtNonFinite
 
 NUM_CLASSES = 1000
 UNLABELED_RATIO = 3
+LONG = 1_000_000  # steps
 
 
 def main():
@@ -107,20 +114,35 @@ def ours(network, arguments, folder):
         unlabeled_ratio=UNLABELED_RATIO,
         jit_compile=distribution.uses_xla(tf.distribute.get_strategy()),
     )
-    metrics = pathlib.Path(folder) / "metrics.jsonl"
+    folder = pathlib.Path(folder)
     checkpoints = Checkpoints(folder)
     return model, [
         StopAtNonFinite(checkpoints, 0),
-        Quiet(0, 1_000_000, metrics),
+        curves.Curves(0, LONG, folder / "metrics.jsonl", OnTerminal(folder)),
         ByTheClock(checkpoints, 0, minutes=10),
     ]
 
 
-class Quiet(trainer.Progress):
-    """Progress of a long run, that has said that it begins."""
+class OnTerminal(curves.Watcher):
+    """What `watching.TrainingWatcher` does at a step, drawn for nobody."""
 
-    def on_train_begin(self, logs=None):
-        self.started = time.monotonic()
+    def __init__(self, folder):
+        self.progress = Progress(LONG, stream=Terminal())
+        self.progress.begin("")
+        self.curves = event_files.Curves(folder / "tensorboard", [])
+
+    def row(self, row):
+        self.curves.add(row)
+
+    def step(self, step, figures):
+        self.progress.update(step, lambda: console.figures_text(figures()))
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self):
+        return True
 
 
 class ByTheClock(CheckpointCallback):

@@ -9,15 +9,18 @@ the old run's nor the new one's.
 """
 
 import dataclasses
+import os
 import pathlib
 import types
 import typing
 
 from absl import flags
 
+from noisy_student import settings
 from noisy_student.config import Config
+from noisy_student.contradictions import check_same
 from noisy_student.errors import UserError
-from noisy_student.settings import MODES
+from noisy_student.knobs import spell
 
 RUN_FLAGS = "run.flags"
 RECIPES = pathlib.Path(__file__).resolve().parent.parent / "flags"
@@ -29,28 +32,6 @@ DATA_FLAGS = (
     "eval_dir",
     "eval_tfrecords",
 )
-# What a mode may do otherwise than the run did so far.
-MODE_FLAGS = {
-    "evaluate": ("eval_",),
-    "finetune": (
-        "image_size",
-        "batch_size",
-        "accumulation_steps",
-        "base_lr",
-        "finetune",
-        "frozen_blocks",
-    ),
-    "select": (
-        "selection",
-        "confidence_",
-        "images_per_class",
-        "balance",
-        "duplicate",
-        "max_unlabeled",
-    ),
-    "plan": ("",),  # everything: it asks what would be
-    "preview": ("",),
-}
 # What one command does, not how the run is set up: never recorded.
 OF_ONE_COMMAND = (
     "mode",
@@ -88,6 +69,8 @@ def parse(argv, recipes=RECIPES):
     if any(argument in HELP_FLAGS for argument in arguments):
         raise HelpRequested(help_text())
     given = _read(arguments)
+    if _last_length(arguments) == "epochs":
+        given["train_steps"] = None
     names_recipe = any(
         argument.lstrip("-").split("=")[0] == "flagfile"
         for argument in arguments
@@ -101,11 +84,22 @@ def parse(argv, recipes=RECIPES):
 
     workdir = pathlib.Path(given.get("workdir") or base.get("workdir") or "")
     workdir = workdir if workdir.name else pathlib.Path(Config.workdir)
+    _check_folder(workdir)
     if (workdir / RUN_FLAGS).exists():
         recorded = read_flagfile(workdir / RUN_FLAGS)
-        _check_same(workdir, recorded, given)
+        check_same(workdir, recorded, given)
         base = recorded
+    elif base.get("dataset") == "digits":
+        _check_classes_known(given)
     return Config(**{**base, **given})
+
+
+def _last_length(arguments):
+    """Which of `epochs` and `train_steps` is set last, flagfiles included."""
+    flat = flags.FlagValues().read_flags_from_files(arguments)
+    names = [argument.lstrip("-").split("=")[0] for argument in flat]
+    lengths = [name for name in names if name in ("epochs", "train_steps")]
+    return lengths[-1] if lengths else None
 
 
 def _data_flags(given):
@@ -114,6 +108,26 @@ def _data_flags(given):
         return DATA_FLAGS
     # Which needs no labels.
     return (*DATA_FLAGS, "unlabeled_dir", "unlabeled_tfrecords")
+
+
+def _check_folder(workdir):
+    """Refuse a workdir that is a file, or below one."""
+    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(
+            f"--workdir={workdir}, but {existing} is a file: give a folder, "
+            "which need not exist yet"
+        )
+
+
+def _check_classes_known(given):
+    """Refuse unlabeled images of one's own beside the labels of the digits."""
+    for name in ("unlabeled_dir", "unlabeled_tfrecords"):
+        if given.get(name):
+            raise UserError(
+                f"--{name} without labeled images: give --labeled_dir=DIR too, "
+                "a folder with one folder per class"
+            )
 
 
 def _uses_weights(given):
@@ -167,26 +181,38 @@ def help_text():
         " --eval_dir=DIR   your images",
         "  python main.py --flagfile=flags/NAME.flags [--flag=value ...]"
         "      a recipe",
+        "  python main.py --mode=MODE --workdir=DIR    one phase of a run, or"
+        " what its model can do",
         "",
         "Modes (--mode=NAME):",
     ]
-    lines += [f"  {name:<10}{text}" for name, text in MODES.items()]
-    lines += ["", "Flags, with the defaults that a recipe starts from:"]
-    for field in dataclasses.fields(Config):
-        choices = field.metadata["choices"]
-        shown = "|".join(choices) if choices else spell(field.default)
-        if field.default is None and _is_text(field):
-            shown = ""
-        text = field.metadata["help"]
-        if choices:
-            text += f" Default: {spell(field.default)}."
-        lines.append(f"  --{field.name}={shown}")
-        lines.append(f"      {text}")
+    lines += [f"  {name:<10}{text}" for name, text in settings.MODES.items()]
     lines += [
+        "",
+        "Flags, with the defaults that a recipe starts from: those of the"
+        " paper on ImageNet.",
+        "--flip=false can be written --noflip; auto and empty mean what the"
+        " text says.",
         "  --flagfile=PATH",
         "      Read flags from a file; put it first.",
     ]
+    # Config takes the fields of its last base first.
+    for section in reversed(Config.__bases__):
+        lines += ["", section.__doc__.removesuffix(".") + ":"]
+        for field in dataclasses.fields(section):
+            lines += _help_of(field)
     return "\n".join(lines)
+
+
+def _help_of(field):
+    """The lines of one flag."""
+    choices, text = field.metadata["choices"], field.metadata["help"]
+    shown = "|".join(choices) if choices else spell(field.default)
+    if field.default is None and _is_text(field):
+        shown = ""
+    if choices:
+        text += f" Default: {spell(field.default)}."
+    return [f"  --{field.name}={shown}", f"      {text}"]
 
 
 def _read(arguments):
@@ -198,9 +224,15 @@ def _read(arguments):
         _define(field, values)
     try:
         stray = values(["main.py", *arguments])[1:]
+    except flags.CantOpenFlagFileError as error:
+        reason = str(error).partition("] ")[2]
+        raise UserError(
+            f"cannot open the flagfile ({reason}): recipes are "
+            f"{os.path.relpath(RECIPES)}/*.flags"
+        ) from error
     except flags.Error as error:
         message = " ".join(str(error).split()).removeprefix("ERROR:: ")
-        message = message[0].lower() + message[1:].rstrip(".?")
+        message = message[0].lower() + message[1:].rstrip(".? ")
         if len(message) > 300:
             message = message[:299] + "…"
         raise UserError(f"{message}; see python main.py --help") from error
@@ -274,49 +306,6 @@ class _OrAuto(flags.ArgumentParser):
         return f"{self._parser.flag_type()} or auto"
 
 
-def _check_same(workdir, recorded, given):
-    """Refuse flags that contradict what the workdir was made with."""
-    if not any(workdir.glob("iteration_*")):
-        return  # nothing was made: a first command that failed may be mended
-    old_config, new_config = Config(**recorded), Config(**{**recorded, **given})
-    allowed = MODE_FLAGS.get(given.get("mode"), ())
-    for field in dataclasses.fields(Config):
-        name = field.name
-        if field.metadata["free"] or name == "workdir" or name not in given:
-            continue
-        old, new = getattr(old_config, name), getattr(new_config, name)
-        if old == new or name.startswith(allowed):
-            continue
-        if _continues(name, old_config, new_config):
-            continue
-        raise UserError(
-            f"{workdir} was made with --{name}={spell(old)}, not "
-            f"--{name}={spell(new)}: use another --workdir, or leave out "
-            "the flag to go on with that run"
-        )
-
-
-def _continues(name, old, new):
-    """Whether what was done stays true: more students, images to come."""
-    role = name.split("_")[0]
-    if name in (f"{role}_dir", f"{role}_split", f"{role}_tfrecords"):
-        given = (f"{role}_dir", f"{role}_tfrecords")
-        comes = not any(getattr(old, other) for other in given)
-        if role == "unlabeled":
-            return comes and not old.unlabeled_split and old.dataset != "digits"
-        return role == "eval" and comes and not old.dataset
-    if name == "students":
-        return not old.students or f"{new.students},".startswith(
-            f"{old.students},"
-        )
-    if name == "unlabeled_ratio":
-        return all(
-            old.unlabeled_ratio_of(k) == new.unlabeled_ratio_of(k)
-            for k in range(1, len(old.student_variants()) + 1)
-        )
-    return False
-
-
 def _is_text(field):
     return _base_type(field) is str
 
@@ -331,12 +320,3 @@ def _base_type(field):
 
 def _is_optional(field):
     return isinstance(field.type, types.UnionType)
-
-
-def spell(value):
-    """A value as the command line writes it."""
-    if value is None:
-        return "auto"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)

@@ -108,11 +108,14 @@ def load_finished(run, iteration):
 
 
 def title(run, iteration, network):
-    """The model in a few words: "student 2 (b0 at 24 pixels)"."""
+    """The model in words: "student 2 of runs/digits (b0 at 24 pixels)"."""
     if iteration is None:
         name = f"the weights of {printable(run.config.init_from)}"
     else:
-        name = console.role(iteration)
+        name = console.role(iteration) if iteration else "the teacher"
+        if run.workdir.finetuned_model(iteration).exists():
+            name += ", finetuned,"
+        name += f" of {run.workdir}"
     variant = run.config.variant_of(iteration or 0)
     return f"{name} ({variant} at {network.input_shape[1]} pixels)"
 

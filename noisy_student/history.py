@@ -8,9 +8,9 @@ import dataclasses
 import math
 import pathlib
 
-from noisy_student.command_line import spell
 from noisy_student.evaluation.accuracy import interval
 from noisy_student.files import read_json
+from noisy_student.knobs import spell
 
 # Of images on the machine of the training, which `data` describes.
 PLACES = ("_dir", "_tfrecords", "workdir", "init_from", "selection_from")

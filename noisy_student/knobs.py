@@ -88,3 +88,12 @@ def numbers(name, text, example, count=None):
             f"{example}, not {text!r}"
         )
     return values
+
+
+def spell(value):
+    """A value as the command line writes it."""
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

@@ -14,6 +14,7 @@ from noisy_student import batches
 from noisy_student import predicting
 from noisy_student import prerequisites
 from noisy_student import skipping
+from noisy_student import watching
 from noisy_student.reporting import console
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
@@ -108,6 +109,9 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
                 checkpoints=Checkpoints(directory / "checkpoints"),
                 checkpoint_minutes=config.checkpoint_minutes,
                 metrics_path=directory / "metrics.jsonl",
+                watcher=watching.TrainingWatcher(
+                    run, directory, (labeled_size, unlabeled_size), steps
+                ),
             )
         model.load_averages_into(model.network)
         # Whoever trains the saved network trains all of it. Not by setting
@@ -123,6 +127,7 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
         "image_size": image_size,
         "steps": steps,
     }
+    watching.log_accuracy(directory, record)
     workdir.append_result(record, time.monotonic() - started)
     if record["top1"] is not None:
         print(

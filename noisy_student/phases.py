@@ -25,11 +25,13 @@ from noisy_student import previewing
 from noisy_student import showing
 from noisy_student import skipping
 from noisy_student import using
+from noisy_student import watching
 from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
 from noisy_student.reporting import console
 from noisy_student.run import open_run
+from noisy_student.training import distribution
 
 
 def run_mode(config):
@@ -60,6 +62,7 @@ def run_mode(config):
         alone[config.mode](config)
         return
     run = open_run(config)
+    print(f"Device: {distribution.describe(run.strategy)}")
     print(data_summary(run))
     try:
         with run.workdir.owned():
@@ -117,10 +120,9 @@ def label(run, iteration=None):
     labels.begin(prerequisites.manifest(run, iteration))
     missing = labels.missing_shards()
     print(f"Label {iteration}: {run.unlabeled.num_examples} images")
-    if missing:
-        print(
-            f"  {len(missing)} of {len(run.unlabeled.shard_sizes)} shards left"
-        )
+    num_shards = len(run.unlabeled.shard_sizes)
+    if 0 < len(missing) < num_shards:
+        print(f"  {len(missing)} of {num_shards} shards left")
     started = time.monotonic()
     for shard, probs, _ in predicting.labels_of(
         run, teacher, run.unlabeled, missing
@@ -201,6 +203,7 @@ def _select(run, iteration):
         images_per_class=images_per_class,
         class_names=run.class_names,
     )
+    watching.log_selection(run, iteration, confidence, summary)
     labels.write_copies(copies, summary)
     print(console.selection_text(summary))
 

@@ -169,7 +169,9 @@ def _images(config, role):
             return Images(name, known[0], here=False), known[1]
     if role == "unlabeled" and (error or config.num_unlabeled):
         name = config.unlabeled_tfrecords or config.unlabeled_dir
-        return Images(name or "to come", config.num_unlabeled, here=False), None
+        return Images(
+            name or "of --num_unlabeled", config.num_unlabeled, here=False
+        ), None
     if error:
         raise error
     return None, None

@@ -22,7 +22,11 @@ from noisy_student.models import import_weights
 from noisy_student.models import stochastic_depth
 from noisy_student.pseudo_labels import predict
 from noisy_student.reporting import console
+from noisy_student.reporting.progress import Progress
 from noisy_student.training import distribution
+
+# Seconds that a labeling or an evaluation may take before it says more.
+PATIENCE = 15
 
 
 def labels_of(run, iteration, source, shards):
@@ -130,23 +134,29 @@ def answers_of(run, network, augment, source, shards, *, softmax=True):
     """
     with run.strategy.scope():
         predictor = predict.make_predictor(network, softmax=softmax)
-    predictions = predict.predict_shards(
-        predictor,
-        source,
-        shards,
-        num_classes=network.output_shape[-1],
-        image_size=network.input_shape[1],
-        augment=augment,
-        batch_size=_batch_size(run, source),
-        # A noised teacher's draws depend on the shard, not on those before.
-        seed_of=lambda shard: run.seed(6, shard),
-        reseed=functools.partial(stochastic_depth.reseed_noise, network),
-        jit_compile=distribution.uses_xla(run.strategy),
+    total = sum(source.shard_sizes)
+    left = sum(source.shard_sizes[shard] for shard in shards)
+    progress = Progress(
+        total, unit="images", done=total - left, patience=PATIENCE
     )
-    for count, answer in enumerate(predictions, start=1):
-        yield answer
-        if len(shards) >= 10 and count % (len(shards) // 10) == 0:
-            print(f"  {count} of {len(shards)} shards", flush=True)
+    progress.begin("preparing the first images ...")
+    try:
+        yield from predict.predict_shards(
+            predictor,
+            source,
+            shards,
+            num_classes=network.output_shape[-1],
+            image_size=network.input_shape[1],
+            augment=augment,
+            batch_size=_batch_size(run, source),
+            # A noised teacher's draws depend on the shard alone.
+            seed_of=lambda shard: run.seed(6, shard),
+            reseed=functools.partial(stochastic_depth.reseed_noise, network),
+            jit_compile=distribution.uses_xla(run.strategy),
+            on_images=progress.add,
+        )
+    finally:
+        progress.close()
 
 
 def _check_there(source, shard, probs):

@@ -14,6 +14,7 @@ from noisy_student.errors import UserError
 from noisy_student.files import read_json
 from noisy_student.files import write_json
 from noisy_student.pseudo_labels.store import LabelStore
+from noisy_student.reporting import console
 
 # What decides a finetuning, beside the model and the pixels.
 FINETUNE_SETTINGS = (
@@ -105,9 +106,11 @@ def check_model(run, iteration, purpose):
     if run.workdir.has_model(iteration):
         return
     mode = "distill" if iteration else "teach"
+    # A path may be mistyped.
+    new = "" if run.workdir.path.exists() else ", which does not exist"
     raise UserError(
-        f"there is no model {iteration} to {purpose} in {run.workdir}: make it "
-        f"with {command(run, mode)}"
+        f"there is no {console.role(iteration)} to {purpose} in {run.workdir}"
+        f"{new}: make it with {command(run, mode)}"
     )
 
 
@@ -126,10 +129,12 @@ def check_better_than_guessing(run, iteration):
     bound = chance + 2 * math.sqrt(chance * (1 - chance) / count)
     if record["top1"] <= bound:
         raise UserError(
-            f"model {iteration} is right on {record['top1']:.2%} of {count} "
-            f"held-out images, and guessing among {run.num_classes} classes "
-            f"gets up to {bound:.2%}: train it longer or with another "
-            "--base_lr, in another --workdir, or go on with --force"
+            f"{console.role(iteration)} is right on {record['top1']:.2%} of "
+            f"{count} held-out images, and guessing among {run.num_classes} "
+            f"classes gets up to {bound:.2%}: give it more labeled images, "
+            "more --epochs, another --base_lr or weights to start from "
+            "(--init_from, docs/weights.md), in another --workdir, or go on "
+            "with --force"
         )
 
 

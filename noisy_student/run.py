@@ -16,6 +16,8 @@ from noisy_student.command_line import RUN_FLAGS
 from noisy_student.command_line import write_run_flags
 from noisy_student.config import Config
 from noisy_student.data import folder_sources
+from noisy_student.data import imagenet_folders
+from noisy_student.data import imagenet_source
 from noisy_student.data import sources
 from noisy_student.data import tfds_source
 from noisy_student.data import tfrecord_source
@@ -235,7 +237,7 @@ def open_source(config, role, class_names=None):
     pattern = getattr(config, f"{role}_tfrecords")
     has_labels = role != "unlabeled"
     if directory and has_labels:
-        return folder_sources.class_folders(directory)
+        return imagenet_folders.labeled_folder(directory)
     if directory:
         return folder_sources.image_folder(directory)
     if pattern:
@@ -251,12 +253,13 @@ def open_source(config, role, class_names=None):
         split = config.eval_split if role == "eval" else role
         return sources.digits(split, seed=config.seed) if split else None
     split = getattr(config, f"{role}_split")
-    if config.dataset and split:
-        return tfds_source.tfds_split(
-            config.dataset,
-            split,
-            labeled=has_labels,
-            data_dir=config.data_dir,
-            download=config.download,
-        )
-    return None
+    if not config.dataset or not split:
+        return None
+    options = {
+        "labeled": has_labels,
+        "data_dir": config.data_dir,
+        "download": config.download,
+    }
+    if config.dataset == imagenet_folders.NAME:
+        return imagenet_source.imagenet_split(split, **options)
+    return tfds_source.tfds_split(config.dataset, split, **options)

@@ -50,7 +50,7 @@ class RunSettings:
     seed: int = knob(0, "Seed of everything random.", low=0, high=2**31 - 1)
     iteration: int | None = knob(
         None,
-        "Which student (0: the teacher); auto: the next.",
+        "Which student, 0: the teacher; auto: the next to make, or the newest.",
         low=0,
         free=True,
     )
@@ -67,7 +67,7 @@ class RunSettings:
         10.0, "At most this much work is lost by a stop.", low=0, free=True
     )
     force: bool = knob(
-        False, "Let a mere guesser label; replace --output.", free=True
+        False, "Let a guessing teacher label; replace --output.", free=True
     )
 
 
@@ -82,7 +82,7 @@ class DataSettings:
     unlabeled_split: str | None = knob(None, "tfds split, labels ignored.")
     eval_split: str = knob("test", "tfds split to evaluate on.")
     data_dir: str | None = knob(
-        None, "Where tfds keeps prepared data; empty: its default.", free=True
+        None, "Folder of tfds, or of ImageNet; empty: its default.", free=True
     )
     download: bool = knob(
         False, "Let tfds download and prepare the data.", free=True
@@ -123,10 +123,10 @@ class ModelSettings:
         None, "Pixels; auto: the variant's own.", low=8
     )
     mean: str | None = knob(
-        None, "Of the channels, 0 to 255: R,G,B; empty: ImageNet's."
+        None, "Mean of the channels, 0 to 255: R,G,B; empty: ImageNet's."
     )
     std: str | None = knob(
-        None, "Of the channels, 0 to 255: R,G,B; empty: ImageNet's."
+        None, "Deviation of them, 0 to 255: R,G,B; empty: ImageNet's."
     )
     small_images: bool = knob(
         False, "Stages 2 and 3 at stride 1, for images of about 32 pixels."
@@ -176,9 +176,9 @@ class NoiseSettings:
     )
     crop_padding: int = knob(4, "Pixels, for --crop=padded.", low=0)
     flip: bool = knob(True, "Mirror half of the images.")
-    randaugment_num_ops: int = knob(2, "N (section 3.1).", low=0)
+    randaugment_num_ops: int = knob(2, "Per image, N (section 3.1).", low=0)
     randaugment_magnitude: float = knob(
-        27.0, "M (section 3.1).", low=0, high=30
+        27.0, "Strength of each operation, M (section 3.1).", low=0, high=30
     )
     randaugment_contrast: str = knob(
         "official",
@@ -236,7 +236,7 @@ class TrainingSettings:
         350.0, "Passes over the labeled images (section 3.1).", low=0
     )
     train_steps: int | None = knob(
-        None, "Overrides epochs; auto: from epochs.", low=1
+        None, "Instead of --epochs; of both the last one counts.", low=1
     )
     base_lr: float = knob(
         0.016, "Learning rate per 256 labeled images in a batch.", low=0
@@ -244,7 +244,7 @@ class TrainingSettings:
     lr_decay_factor: float = knob(0.97, "Of each stair.", low=0.01, high=1)
     lr_decay_epochs: float = knob(2.4, "Length of a stair.", low=0.001)
     final_base_lr: float | None = knob(
-        None, "Sets lr_decay_epochs by the run's end.", low=1e-12
+        None, "At the run's end; it sets lr_decay_epochs.", low=1e-12
     )
     warmup_epochs: float = knob(5.0, "Linear warm-up.", low=0)
     weight_decay: float = knob(1e-5, "Strength of the L2 term.", low=0)
@@ -296,7 +296,7 @@ class LabelSettings:
         "Folder of other labels of the same images, whose selection is taken.",
     )
     confidence_threshold: float = knob(
-        0.3, "Drop images below it (section 3.2).", low=0, high=1
+        0.3, "Drop images of less confidence (section 3.2).", low=0, high=1
     )
     confidence_ceiling: float | None = knob(
         None, "Drop images above it; auto: none.", low=0, high=1

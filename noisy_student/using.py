@@ -14,6 +14,7 @@ from noisy_student.errors import UserError
 from noisy_student.outputs import features
 from noisy_student.outputs import predictions
 from noisy_student.reporting import console
+from noisy_student.reporting.report import words
 
 # The decodable images that a network has no finite answer to.
 NO_ANSWER = "the model has no finite answer"
@@ -32,10 +33,9 @@ def predict(config):
     predictions.check_tools(path)
     source = _images(config)
     network, run = finished.load_finished(run, iteration)
-    print(
-        f"Predict: {source.num_examples} images of {source.name} with "
-        f"{finished.title(run, iteration, network)}"
-    )
+    images = words.plural(source.num_examples, "image")
+    model = finished.title(run, iteration, network)
+    print(f"Predict: {images} of {source.name} with {model}")
     parts = _Parts(run, network, source, softmax=True)
     predictions.write_predictions(path, parts, run.class_names)
     parts.print_summary(path)
@@ -61,10 +61,9 @@ def embed(config):
         )
     source = _images(config)
     network, run = finished.load_finished(run, iteration)
-    print(
-        f"Embed: {source.num_examples} images of {source.name} with "
-        f"{finished.title(run, iteration, network)}"
-    )
+    images = words.plural(source.num_examples, "image")
+    model = finished.title(run, iteration, network)
+    print(f"Embed: {images} of {source.name} with {model}")
     with run.strategy.scope():
         pooled = keras.Model(
             network.input, network.get_layer("avg_pool").output

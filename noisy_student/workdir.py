@@ -8,6 +8,7 @@ times.json         seconds of the commands that ended them
 .lock              of the process that works here
 report.html        all of it, to look at
 iteration_0/       the teacher: checkpoints, model.keras; finetuned.keras;
+                   metrics.jsonl, its curves, and tensorboard/ with the same;
                    predictions-*.npz, its answers to the evaluation images
 iteration_1/       labels/ that the teacher gave, then the first student
 """

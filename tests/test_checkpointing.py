@@ -16,6 +16,7 @@ from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models.stochastic_depth import Dropout
 from noisy_student.models.stochastic_depth import StochasticDepth
+from noisy_student.training import curves
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
 from noisy_student.training.schedules import exponential_decay
@@ -358,7 +359,7 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path):
     # The run was killed in the middle of a report.
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    trainer.Progress(1, STEPS, path).on_train_begin()
+    assert curves.begin_curves(path, 1) == [{"step": 1, "loss": 2.5}]
     assert reported_steps(tmp_path) == [1]
 
 
@@ -373,7 +374,7 @@ def test_metrics_are_means_since_the_line_before(tmp_path):
         num_labeled=4,
         unlabeled_ratio=0.5,
     )
-    steps = 20
+    steps = 2 * curves.LINES
     fit(model, tmp_path, steps)
     labeled, unlabeled = [], []
     for images, targets in make_batches(0).take(steps):
@@ -383,10 +384,10 @@ def test_metrics_are_means_since_the_line_before(tmp_path):
         labeled.append(rows[:4].mean())
         unlabeled.append(rows[4:].mean())
     assert np.std(labeled) > 0.01, f"losses {labeled} show nothing"
-    # Ten lines, of two steps each.
-    labeled = np.reshape(labeled, (10, 2)).mean(-1)
-    unlabeled = np.reshape(unlabeled, (10, 2)).mean(-1)
-    assert reported_steps(tmp_path) == list(range(2, 21, 2))
+    # Lines of two steps each.
+    labeled = np.reshape(labeled, (-1, 2)).mean(-1)
+    unlabeled = np.reshape(unlabeled, (-1, 2)).mean(-1)
+    assert reported_steps(tmp_path) == list(range(2, steps + 1, 2))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     for number, line in enumerate(map(json.loads, lines)):
         expected = {

@@ -62,6 +62,40 @@ def test_run_flags_read_back_what_was_written(tmp_path):
     assert again == config
 
 
+def test_the_later_of_epochs_and_steps_counts(tmp_path):
+    # The recipe of the digits sets steps, which would hide the epochs.
+    new = f"--workdir={tmp_path / 'new'}"
+    assert parse(new).train_steps == 150
+    epochs = parse("--epochs=2", new)
+    assert (epochs.epochs, epochs.train_steps) == (2, None)
+    digits = f"--flagfile={command_line.RECIPES / 'digits.flags'}"
+    assert parse(digits, "--epochs=2", new).train_steps is None
+    assert parse("--epochs=2", "--train_steps=7", new).train_steps == 7
+    # What was recorded reads back, whichever it was.
+    for config in (epochs, parse("--train_steps=7", new)):
+        (tmp_path / "run.flags").write_text(
+            command_line.write_run_flags(config, "run.flags")
+        )
+        again = parse(f"--workdir={tmp_path}")
+        assert again.train_steps == config.train_steps
+
+
+def test_ones_own_unlabeled_images_do_not_meet_the_digits(tmp_path):
+    workdir = f"--workdir={tmp_path / 'new'}"
+    with pytest.raises(UserError, match="give --labeled_dir"):
+        parse("--unlabeled_dir=x", workdir)
+    assert parse("--unlabeled_dir=x", "--mode=preview", workdir)
+    assert parse("--unlabeled_dir=x", "--labeled_dir=y", workdir)
+
+
+def test_a_workdir_is_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"file is a file: give a folder"):
+            parse(f"--workdir={workdir}")
+    assert parse(f"--workdir={tmp_path / 'a' / 'b'}")
+
+
 @pytest.fixture
 def made(tmp_path):
     """A workdir that was made with seed 3."""
@@ -80,7 +114,8 @@ def test_a_workdir_brings_its_settings(made):
 def test_a_flag_that_contradicts_the_workdir_is_named(made):
     with pytest.raises(UserError, match="--seed=3, not --seed=4"):
         parse(f"--workdir={made}", "--seed=4")
-    with pytest.raises(UserError, match="labeled_dir"):
+    # A folder that was not given has no name.
+    with pytest.raises(UserError, match="with no --labeled_dir, not --lab"):
         parse(f"--workdir={made}", "--labeled_dir=x")
     # The precision of a model is part of it.
     with pytest.raises(UserError, match="--dtype=float32, not --dtype=bf"):
@@ -169,7 +204,7 @@ def test_weights_are_evaluated_with_the_papers_settings():
     ("argument", "named"),
     [
         ("--no_such_flag=1", "no_such_flag"),
-        ("--epoch=3", "epochs"),  # the suggestion
+        ("--epoch=3", "Did you mean: epochs;"),
         ("stray", "stray"),
         ("--seed=many", "seed"),
         ("--seed=-1", "seed"),
@@ -179,6 +214,7 @@ def test_weights_are_evaluated_with_the_papers_settings():
         ("--variant=b9", "b7"),
         ("--students=b0,b9", "b9"),
         ("--flagfile=no/such/file", "no/such/file"),
+        ("--flagfile=svhn_b0.flags", "flags/*.flags"),
         ("--image_size=big", "image_size"),
         ("--flip=perhaps", "flip"),
     ],
@@ -231,4 +267,4 @@ def test_help_and_mistakes_do_not_wait_for_tensorflow(argument, code):
 def test_help_names_every_flag():
     text = run_main("--help").stdout
     for field in dataclasses.fields(Config):
-        assert f"--{field.name}=" in text, field.name
+        assert text.count(f"  --{field.name}=") == 1, field.name

@@ -58,12 +58,13 @@ def test_flags_that_are_named_exist(page):
     known |= {"no" + name for name in known} | {"flagfile", "help"}
     # Of other programs, in the same pages.
     known |= {"zone", "accelerator-type", "version", "project", "name"}
+    known |= {"logdir"}
     others = "gcloud|pip|git|curl|tar|jupyter"
     text = re.sub(rf"^(?!.*python main).*({others}) .*$", "",
                   page.read_text(), flags=re.MULTILINE)  # fmt: skip
     # Scripts have flags of their own.
     text = re.sub(r"python (-m benchmarks|tests/)[^`\n]*", "", text)
-    for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text):
+    for name in re.findall(r"(?a)(?<![\w-])--([a-z][\w-]*)", text):
         assert name in known, f"{page.name} names --{name}"
 
 

@@ -189,7 +189,7 @@ def test_what_says_something_else_is_not_left_standing(
         (["--output=mine", "--force"], "thesis.txt"),
         (["--output=file", "--force"], "is a file"),
         (["--workdir=none"], "--mode=teach"),
-        (["--iteration=4"], "there is no model 4"),
+        (["--iteration=4"], "there is no student 4"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed at any moment ends with the same bits."""
 
+import json
 import random
 
 import pytest
 
 from benchmarks import kills
+from noisy_student.reporting import event_files
 
 pytest.importorskip("fcntl")  # and what else these need of Linux
 
@@ -30,6 +32,19 @@ def test_killed_while_it_writes(whole, tmp_path):
     code, _ = kills.start(workdir, [])
     assert code == 0
     assert not kills.differences(expected, workdir)
+    # TensorBoard is told what the metrics say, and nothing twice.
+    for folder in sorted(workdir.glob("iteration_*")):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == [1, 2, 3, 4, 5, 6]
+        for kind, expected_steps in (("curves", steps), ("evaluation", [6])):
+            events = [
+                event
+                for path in event_files.paths(folder / "tensorboard", kind)
+                for event in event_files.read(path)
+            ]
+            found = [e.step for e in events if e.HasField("summary")]
+            assert found == expected_steps, folder
 
 
 @pytest.mark.slow

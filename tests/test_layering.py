@@ -24,7 +24,8 @@ ALLOWED = {
     "knobs": set(),
     "settings": {"knobs"},
     "config": {"knobs", "settings"},
-    "command_line": {"config", "settings"},
+    "contradictions": {"config", "knobs"},
+    "command_line": {"config", "contradictions", "knobs", "settings"},
     "workdir": set(),
     "run": {
         "command_line",
@@ -35,7 +36,7 @@ ALLOWED = {
         "training",
         "pseudo_labels",
     },
-    "prerequisites": {"pseudo_labels"},
+    "prerequisites": {"pseudo_labels", "reporting"},
     "batches": {"data", "pseudo_labels"},
     "assembly": {"batches", "models", "training"},
     "skipping": {"data", "reporting"},
@@ -58,7 +59,9 @@ ALLOWED = {
         "reporting",
         "skipping",
         "training",
+        "watching",
     },
+    "watching": {"data", "reporting", "training"},
     "finished": {
         "assembly",
         "command_line",
@@ -70,7 +73,7 @@ ALLOWED = {
         "training",
         "workdir",
     },
-    "history": {"command_line", "evaluation"},
+    "history": {"command_line", "evaluation", "knobs"},
     "using": {
         "batches",
         "data",
@@ -112,11 +115,14 @@ ALLOWED = {
         "run",
         "showing",
         "skipping",
+        "training",
         "using",
+        "watching",
     },
     "errors": set(),
     "files": set(),
     "stopping": set(),
+    "startup": set(),
     "__init__": set(),
 }
 EVERYBODYS = {"errors", "files", "stopping"}

@@ -152,34 +152,38 @@ def test_a_plan_that_fits():
     data, teacher, student, disk, verdict = blocks_of(PLAN)
     assert row(data, "labeled") == ["labeled", "1,500", "cifar10/train[:1500]"]
     assert row(data, "unlabeled")[1] == "48,500"
-    assert "not here, size known" in data
+    assert "not here yet" in data
     assert row(data, "evaluation") == ["evaluation", "0", "none", "given"]
 
     assert teacher.startswith("Teacher: EfficientNet-B0 at 100 pixels\n")
-    assert row(teacher, "parameters") == ["parameters", "1.0", "M"]
-    assert row(teacher, "multiply-adds")[1:3] == ["0.39", "B"]
-    assert row(teacher, "steps")[1:] == "1,000 of 30 labeled images".split()
+    assert row(teacher, "parameters")[:3] == ["parameters", "1.0", "million"]
+    assert row(teacher, "multiply-adds")[1:3] == ["0.39", "billion"]
+    assert row(teacher, "steps")[1:] == (
+        "1,000 each learns from 30 labeled images".split()
+    )
     # 1000 steps of 30 out of 1500.
-    assert row(teacher, "passes")[1:4] == ["20.0", "over", "1,500"]
+    assert row(teacher, "passes")[1:4] == ["20.0", "over", "all"]
+    assert "over all 1,500 labeled images" in teacher
     # 1000 * 30 images of 6 * 390 million operations.
-    assert row(teacher, "operations")[1] == "7.0e+13"
+    assert "7.0e+13 operations, 10,000 billion a second" in teacher
+    assert row(teacher, "time")[1:3] == ["<", "1"]
     assert "for 15 images a step" in teacher
 
     assert "30 labeled + 90 pseudo-labeled images" in student
     # 1000 steps of 90 out of 6000.
-    assert re.search(r"passes +15\.0 +over 6,000 unlabeled", student)
+    assert re.search(r"passes +15\.0 +over all 6,000 pseudo-labeled", student)
     # 28 MB of weights and so on, and 60 times 20.03 MB.
     assert row(student, "memory")[1:3] == ["1.2", "GB"]
-    assert "on each of 2 GPUs, for 60 images a step" in student
+    assert "by each of 2 GPUs, for 60 images a step" in student
 
-    assert row(disk, "labels") == ["labels", "1.2", "MB"]
-    assert verdict == "Verdict: it fits; a GPU has 10.0 GB"
+    assert row(disk, "labels")[:3] == ["labels", "1.2", "MB"]
+    assert verdict == "Verdict: it fits, for each GPU has 10.0 GB of memory"
 
 
 def test_too_little_memory_names_the_model_and_a_batch_that_fits():
     plan = dataclasses.replace(PLAN, device_memory=1_000_000_000)
     (sentence,) = shortages(plan)
-    assert sentence.startswith("the student 1 needs 1.2 GB on each GPU")
+    assert sentence.startswith("student 1 needs 1.2 GB of memory, and each GPU")
     assert "--batch_size" in sentence and "\n" not in sentence
     fit = int(re.search(r"a step of (\d+) fits, not one of 120", sentence)[1])
     assert fit == 96
@@ -195,11 +199,34 @@ def test_too_little_memory_names_the_model_and_a_batch_that_fits():
     assert f"Verdict: it does not fit\n  - {sentence}" in plan_text(plan)
 
 
+def test_what_is_alike_is_said_once():
+    again = dataclasses.replace(STUDENT, name="student 2")
+    plan = dataclasses.replace(
+        PLAN, trainings=(STUDENT, again), device_memory=1_000_000_000
+    )
+    assert blocks_of(plan)[2] == (
+        "Student 2: EfficientNet-B0 at 100 pixels: as student 1"
+    )
+    (sentence,) = shortages(plan)
+    assert sentence.startswith("student 1 ")
+
+
+def test_memory_is_listed_from_large_to_small():
+    block = blocks_of(PLAN)[1]
+    sizes = [
+        float(line.split()[0]) * {"kB": 1e3, "MB": 1e6}[line.split()[1]]
+        for line in block[block.index("a step:") :].splitlines()[1:]
+    ]
+    assert sizes[0] == max(sizes) and len(sizes) < 8
+    total = sum(needs.memory_of(TEACHER, PLAN).values())
+    assert sum(sizes) == pytest.approx(total, rel=0.01)
+
+
 def test_too_little_memory_for_a_single_image():
     plan = dataclasses.replace(PLAN, device_memory=30_000_000)
     sentences = shortages(plan)
     assert len(sentences) == 2
-    assert all("not even one image fits" in text for text in sentences)
+    assert all("cannot hold even one image" in text for text in sentences)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +247,7 @@ def test_flags_that_would_suffice_are_named(gigabytes, flags):
     named = re.search(r"give (.*), with which it is", sentence)
     assert (named and named[1]) == flags, sentence
     if not flags:
-        assert "choose a smaller network" in sentence
+        assert "choose smaller networks" in sentence
         return
     settings = {"rematerialize": True}
     if steps := re.search(r"steps=(\d+)", flags):
@@ -232,7 +259,7 @@ def test_flags_that_would_suffice_are_named(gigabytes, flags):
     assert shortages(plan) == []
     block = blocks_of(plan)[1]
     assert "one block at a time" in block
-    assert ("in bfloat16, those for" in block) == ("bfloat16" in flags)
+    assert ("in bfloat16; those for" in block) == ("bfloat16" in flags)
     assert (" parts:" in block) == ("steps" in flags)
 
 
@@ -250,7 +277,7 @@ def test_nobody_knows():
     assert "compare the memory of a TPU yourself" in plan_text(plan)
     student = dataclasses.replace(STUDENT, num_unlabeled=None)
     plan = dataclasses.replace(PLAN, trainings=(student,))
-    assert "their number is not known" in plan_text(plan)
+    assert "will show how many" in plan_text(plan)
 
 
 def test_l2_on_a_pod_is_planned_without_being_built():
@@ -272,18 +299,18 @@ def test_l2_on_a_pod_is_planned_without_being_built():
         free_disk=None,
     )
     block = blocks_of(plan)[1]
-    assert row(block, "parameters")[1:] == ["480.3", "M"]
-    assert row(block, "multiply-adds")[1:3] == ["170.9", "B"]
+    assert row(block, "parameters")[1:3] == ["480.3", "million"]
+    assert row(block, "multiply-adds")[1:3] == ["170.9", "billion"]
     assert "for 15 images a step" in block
     # The paper's 6 days (section 3.1) and the yardstick agree within a factor
     # of 10: 6.9e21 operations at 2048 * 5e12 a second are 8 days.
-    assert row(block, "operations")[1:4] == ["6.9e+21", "8", "days"]
+    assert row(block, "time")[1:3] == ["8", "days"] and "6.9e+21" in block
 
 
 @pytest.mark.parametrize("device", ("CPU", "GPU", "TPU"))
 def test_every_device_has_a_plan(device):
     plan = dataclasses.replace(PLAN, device=device, num_devices=1)
-    assert f"on the {device}, for 120 images a step" in plan_text(plan)
+    assert "needed at once, for 120 images a step" in plan_text(plan)
     assert ("TensorFlow's graph" in plan_text(plan)) == (device == "CPU")
 
 
@@ -291,5 +318,5 @@ def test_only_batches_of_pseudo_labeled_images():
     student = dataclasses.replace(STUDENT, batch_size=0)
     plan = dataclasses.replace(PLAN, trainings=(student,))
     block = blocks_of(plan)[1]
-    assert "of 90 pseudo-labeled images" in block
-    assert row(block, "passes")[1:4] == ["15.0", "over", "6,000"]
+    assert "learns from 90 pseudo-labeled images" in block
+    assert row(block, "passes")[1:4] == ["15.0", "over", "all"]

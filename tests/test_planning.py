@@ -80,7 +80,7 @@ def test_a_machine_that_is_large_enough_holds_it():
     assert not any("needs" in text for text in shortages(plan))
     plan = plan_of("imagenet_b0", **large, plan_memory_gb=1.0)
     short = shortages(plan)
-    assert "on each GPU, which has 1.0 GB" in short[0]
+    assert "GPU has 1.0 GB" in short[0]
     assert "--batch_size" in short[0]
 
 

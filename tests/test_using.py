@@ -105,7 +105,7 @@ def predicted(workdir, images, tmp_path_factory):
 
 
 def test_every_file_has_its_row(predicted, images):
-    source = folder_sources.image_folder(images)
+    source = folder_sources.images_at(images)
     assert [row["file"] for row in predicted] == [
         source.example_name(0, k) for k in range(len(NAMES) + 2)
     ]
@@ -220,6 +220,8 @@ def test_features_are_what_the_last_layer_classifies(
     out = capsys.readouterr().out
     assert f"{features.shape[1]} features" in out
     assert "8 rows, 2 of them without an answer" in out
+    # Whoever forgets --workdir asks another run's model.
+    assert f"with the teacher of {copy} (b0 at 16 pixels)" in out
 
 
 @pytest.mark.parametrize(
@@ -263,8 +265,9 @@ def test_inputs(tmp_path, pattern, expected):
         (["--input=image.png", "--output=p"], ".csv, .parquet"),
         (["--input=image.png", "--output=mine.csv"], "--force"),
         (["--input=image.png", "--output=folder.csv", "--force"], "folder"),
-        (["--input=image.png", "--iteration=3"], "there is no model 3"),
-        (["--input=image.png", "--workdir=none"], "--mode=teach"),
+        (["--input=image.png", "--iteration=3"], "there is no student 3"),
+        (["--input=image.png", "--workdir=none"],
+         "no teacher to predict with in none, which does not exist: make it"),
         (["--input=image.png", "--mode=embed", "--output=f.npz"], ".npy"),
         (["--input=image.png", "--mode=embed", "--output=f.npy"],
          "f.files.csv exists"),

@@ -31,14 +31,44 @@ def decode(image_bytes):
             instance because they are truncated, or hold more than `MAX_PIXELS`
             pixels.
     """
+    image = tf.cond(
+        tf.io.is_jpeg(image_bytes),
+        lambda: _decode(image_bytes, tf.io.extract_jpeg_shape(image_bytes)[:2]),
+        lambda: decode_other(image_bytes),
+    )
+    return tf.ensure_shape(image, [None, None, 3])
 
-    def jpeg():
-        size = tf.io.extract_jpeg_shape(image_bytes)[:2]
-        return _decode(image_bytes, size)
 
-    def png():
-        size = _numbers(image_bytes, 16, 2, tf.int32, little_endian=False)
-        return _decode(image_bytes, size)
+def _called(function):
+    """Keep a function of encoded bytes a call in every graph that uses it.
+
+    As a part of such a graph it costs time where it is not taken, too: reading
+    the headers of all formats is a tenth of decoding a photograph as JPEG.
+    """
+    return tf.function(
+        function,
+        input_signature=[tf.TensorSpec((), tf.string)],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
+
+
+@_called
+def decode_other(image_bytes):
+    """`decode` for images that are no JPEG."""
+    return tf.cond(
+        tf.strings.substr(image_bytes, 0, 3) == b"\x89PN",
+        lambda: _decode(
+            image_bytes,
+            _numbers(image_bytes, 16, 2, tf.int32, little_endian=False),
+        ),
+        lambda: _decode_rare(image_bytes),
+    )
+
+
+@_called
+def _decode_rare(image_bytes):
+    """`decode` for images that are neither JPEG nor PNG."""
 
     def gif():
         return _decode(*_first_frame(image_bytes))
@@ -57,52 +87,14 @@ def decode(image_bytes):
         with tf.control_dependencies([_check(False, message)]):
             return tf.zeros([0, 0, 3], tf.uint8)
 
-    readers = {
-        b"\xff\xd8\xff": jpeg,
-        b"\x89PN": png,
-        b"GIF": gif,
-        b"BM": bmp,
-        b"RIF": webp,
-    }
-    found = [
-        tf.strings.substr(image_bytes, 0, len(beginning)) == beginning
-        for beginning in readers
-    ]
-    # Nested conditions would take half as long as decoding a tiny image.
-    image = tf.switch_case(
-        tf.argmax(tf.stack([*found, True]), output_type=tf.int32),
-        (*readers.values(), unknown),
+    def begins(beginning):
+        start = tf.strings.substr(image_bytes, 0, len(beginning))
+        return start == beginning
+
+    return tf.case(
+        ((begins(b"GIF"), gif), (begins(b"BM"), bmp), (begins(b"RIF"), webp)),
+        default=unknown,
     )
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def decode_again(image_bytes):
-    """Decode an image that `decode` has accepted before, in less time.
-
-    Where an image is a JPEG, what would be done to another costs time too: for
-    training, all that reads headers is a third of it.
-
-    Args:
-        image_bytes: As in `decode`.
-
-    Returns:
-        As `decode`.
-    """
-
-    def image(channels=3):
-        return tf.io.decode_image(
-            image_bytes, channels=channels, expand_animations=False
-        )
-
-    beginning = tf.strings.substr(image_bytes, 0, 2)
-    decoded = tf.case(
-        (
-            (beginning == b"BM", lambda: _with_palette(image(), image_bytes)),
-            (beginning == b"RI", lambda: image(channels=0)[..., :3]),
-        ),
-        default=image,
-    )
-    return tf.ensure_shape(decoded, [None, None, 3])
 
 
 def check_size(size):

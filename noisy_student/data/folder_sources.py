@@ -8,6 +8,7 @@ with folders before a run has cost an hour. Paths are bytes throughout.
 """
 
 import glob
+import hashlib
 import os
 import pathlib
 import stat
@@ -21,10 +22,12 @@ from noisy_student.data.sources import printable
 from noisy_student.data.sources import source_in_memory
 from noisy_student.errors import UserError
 
-# Nothing that is decoded needs more: `headers.MAX_PIXELS` of 16 bits, four
+# Nothing that is decoded needs more: `decoding.MAX_PIXELS` of 16 bits, four
 # channels and no compression are 0.7 of it.
 MAX_BYTES = 2**30
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+_ARCHIVE_EXTENSIONS = (b".tar", b".tgz", b".gz", b".zip")
+_SPLITS = (b"train", b"training", b"val", b"valid", b"validation", b"test")
 
 
 def class_folders(directory):
@@ -33,7 +36,7 @@ def class_folders(directory):
     Classes are numbered in the order of the bytes of their folders' names.
     Hidden files and folders are ignored. Links to folders are followed, but no
     folder is visited twice for one class. Links that lead nowhere and files of
-    more than `MAX_BYTES` are left out.
+    more than `MAX_BYTES` are left out. The order of the images mixes classes.
 
     Args:
         directory: path of the folder that holds the class folders.
@@ -45,18 +48,32 @@ def class_folders(directory):
         UserError: if the directory is missing or no directory, or has fewer
             than two class folders, or one of them has no image.
     """
-    root = _absolute_directory(directory)
+    root = absolute_directory(directory)
     name = printable(directory)
-    entries = _visible_entries(root)
-    folders = [entry for entry in entries if _is_folder(entry)]
+    entries = visible_entries(root)
+    folders = [entry for entry in entries if is_folder(entry)]
     strays = sum(
-        _ends_like_image(entry.name) and not _is_folder(entry)
+        _ends_like_image(entry.name) and not is_folder(entry)
         for entry in entries
     )
     if not folders and strays:
         raise UserError(
             f"{name} holds images directly: each class needs a folder of its "
             "own there, named like the class"
+        )
+    if _are_splits(folders):
+        names = [printable(folder.name) for folder in folders]
+        train = next((n for n in names if n.lower()[:5] == "train"), names[0])
+        raise UserError(
+            f"{name} holds {' and '.join(names)}, which are no classes: give "
+            f"--labeled_dir={os.path.join(name, train)}, and another of them "
+            "as --eval_dir"
+        )
+    archives = [e.name for e in entries if e.name.endswith(_ARCHIVE_EXTENSIONS)]
+    if not folders and archives:
+        raise UserError(
+            f"{name} holds archives such as {printable(archives[0])} and no "
+            "folders: unpack them first"
         )
     if not folders:
         raise UserError(
@@ -72,7 +89,7 @@ def class_folders(directory):
     for label, folder in enumerate(folders):
         # A link back to the root would bring in the other classes' images.
         found = list(
-            _images_below(folder.path, {os.path.realpath(root)}, left_out)
+            images_below(folder.path, {os.path.realpath(root)}, left_out)
         )
         if not found:
             raise UserError(
@@ -87,7 +104,35 @@ def class_folders(directory):
             f"{name} has only one class folder, {class_names[0]!r}, and "
             "training needs two or more: give the folder that holds them all"
         )
-    return _folder_source(root, name, images, labels, class_names, left_out)
+    pairs = zip(images, labels, strict=True)
+    pairs = sorted(pairs, key=lambda pair: _place(root, pair[0]))
+    images, labels = zip(*pairs, strict=True)
+    return folder_source(root, name, images, labels, class_names, left_out)
+
+
+def _place(root, image):
+    """What to sort by for an order that every machine agrees on, but no name.
+
+    On a disk classes, films and days lie one after the other, and training
+    shuffles no further than its buffer.
+    """
+    relative = image[0].removeprefix(root)
+    return hashlib.md5(relative, usedforsecurity=False).digest()
+
+
+def _are_splits(folders):
+    """Whether folders are no classes, but train, with classes in it, and val.
+
+    One of them may hold images directly, as ImageNet's val does.
+    """
+    if any(folder.name.lower() not in _SPLITS for folder in folders):
+        return False
+    inside = (visible_entries(folder.path) for folder in folders)
+    return any(
+        any(map(is_folder, entries))
+        and not any(_ends_like_image(entry.name) for entry in entries)
+        for entries in inside
+    )
 
 
 def image_folder(directory):
@@ -103,17 +148,24 @@ def image_folder(directory):
     Raises:
         UserError: if the directory is missing, no directory or has no image.
     """
-    root = _absolute_directory(directory)
+    root, images, left_out = _tree(directory)
+    images.sort(key=lambda image: _place(root, image))
+    labels = [NO_LABEL] * len(images)
     name = printable(directory)
+    return folder_source(root, name, images, labels, (), left_out)
+
+
+def _tree(directory):
+    """A folder, the images below it by name, and what is left out."""
+    root = absolute_directory(directory)
     left_out = []
-    images = list(_images_below(root, set(), left_out))
+    images = list(images_below(root, set(), left_out))
     if not images:
         raise UserError(
-            f"{name} holds no image: put files that end in "
+            f"{printable(directory)} holds no image: put files that end in "
             f"{' '.join(IMAGE_EXTENSIONS)} there, in any sub-folder"
         )
-    labels = [NO_LABEL] * len(images)
-    return _folder_source(root, name, images, labels, (), left_out)
+    return root, images, left_out
 
 
 def images_at(path):
@@ -138,10 +190,12 @@ def images_at(path):
     name = printable(path)
     absolute = os.path.abspath(os.path.expanduser(os.fsencode(path)))
     if os.path.isdir(absolute):
-        return image_folder(path)
+        root, images, left_out = _tree(path)
+        labels = [NO_LABEL] * len(images)
+        return folder_source(root, name, images, labels, (), left_out)
     if os.path.isfile(absolute):
         images = [(absolute, os.path.getsize(absolute))]
-        return _folder_source(b"", name, images, [NO_LABEL], (), ())
+        return folder_source(b"", name, images, [NO_LABEL], (), ())
     if not glob.has_magic(absolute):
         state = "is no file" if os.path.exists(absolute) else "is missing"
         raise UserError(
@@ -151,7 +205,7 @@ def images_at(path):
     found, visited, left_out = {}, set(), []
     for match in _matches(absolute):
         if os.path.isdir(match):
-            found.update(_images_below(match, visited, left_out))
+            found.update(images_below(match, visited, left_out))
         elif _ends_like_image(match) and os.path.isfile(match):
             found[match] = os.path.getsize(match)
     if not found:
@@ -161,7 +215,7 @@ def images_at(path):
         )
     images = list(found.items())
     labels = [NO_LABEL] * len(images)
-    return _folder_source(b"", name, images, labels, (), left_out)
+    return folder_source(b"", name, images, labels, (), left_out)
 
 
 def _matches(pattern):
@@ -188,8 +242,17 @@ def _matches(pattern):
     )
 
 
-def _folder_source(root, name, images, labels, class_names, left_out):
-    """A source of image files, given as (path, size in bytes)."""
+def folder_source(root, name, images, labels, class_names, left_out):
+    """A source of image files.
+
+    Args:
+        root: path, in bytes, that is no part of what the files are.
+        name: as in `Source`.
+        images: list of (absolute path in bytes, size in bytes).
+        labels: list of their labels.
+        class_names: as in `Source`.
+        left_out: list of (path, reason).
+    """
     relative = ((path.removeprefix(root), size) for path, size in images)
     return source_in_memory(
         name=name,
@@ -203,7 +266,7 @@ def _folder_source(root, name, images, labels, class_names, left_out):
     )
 
 
-def _absolute_directory(directory):
+def absolute_directory(directory):
     """Absolute path, in bytes, of a directory that exists."""
     path = os.path.abspath(os.path.expanduser(os.fsencode(directory)))
     if not os.path.isdir(path):
@@ -215,7 +278,7 @@ def _absolute_directory(directory):
     return path
 
 
-def _visible_entries(folder):
+def visible_entries(folder):
     """Entries of a folder by the bytes of their names, hidden ones left out."""
     try:
         with os.scandir(folder) as entries:
@@ -228,7 +291,8 @@ def _visible_entries(folder):
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _is_folder(entry):
+def is_folder(entry):
+    """Whether there is a folder behind an entry, or behind its link."""
     status = _status(entry)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
@@ -246,7 +310,7 @@ def _status(entry):
         return None
 
 
-def _images_below(folder, visited, left_out):
+def images_below(folder, visited, left_out):
     """Yields (path, size) of the images of a tree, in the order of the names.
 
     Args:
@@ -258,9 +322,9 @@ def _images_below(folder, visited, left_out):
     if real_path in visited:
         return
     visited.add(real_path)
-    for entry in _visible_entries(folder):
-        if _is_folder(entry):
-            yield from _images_below(entry.path, visited, left_out)
+    for entry in visible_entries(folder):
+        if is_folder(entry):
+            yield from images_below(entry.path, visited, left_out)
         elif _ends_like_image(entry.name):
             status = _status(entry)
             if status is None:

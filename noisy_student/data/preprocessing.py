@@ -97,7 +97,7 @@ def random_resized_crop(
         return tf.io.decode_and_crop_jpeg(image_bytes, window(size), channels=3)
 
     def from_other():
-        image = decoding.decode_again(image_bytes)
+        image = decoding.decode_other(image_bytes)
         return _cut(image, window(tf.shape(image)[:2]))
 
     image = tf.cond(tf.io.is_jpeg(image_bytes), from_jpeg, from_other)

@@ -199,6 +199,9 @@ def read_error(error):
         damaged or a file has vanished; else None.
     """
     for line in map(without_frame, str(error).splitlines()):
+        found = re.search(r"\bUserError: (.+)", line)  # of `array_records.py`
+        if found:
+            return UserError(found.group(1))
         found = re.search(r"assertion failed: \[(.*?)\] \[-?\d+\]", line)
         if found:
             return UserError(found.group(1))

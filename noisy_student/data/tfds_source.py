@@ -12,9 +12,12 @@ import re
 
 import tensorflow as tf
 
+from noisy_student.data import array_records
+from noisy_student.data import tfds_splits
 from noisy_student.data.sources import NO_LABEL
 from noisy_student.data.sources import printable
 from noisy_student.data.tfrecord_source import checked_label
+from noisy_student.data.tfrecord_source import open_tfrecords
 from noisy_student.data.tfrecord_source import record_source
 from noisy_student.errors import UserError
 
@@ -31,7 +34,9 @@ _KNOWN = {
 }
 
 
-def tfds_split(name, split, *, labeled, data_dir=None, download=False):
+def tfds_split(
+    name, split, *, labeled, data_dir=None, download=False, manual_dir=None
+):
     """A split of a data set that tensorflow-datasets has prepared.
 
     Args:
@@ -42,6 +47,8 @@ def tfds_split(name, split, *, labeled, data_dir=None, download=False):
         data_dir: folder of prepared data sets; tfds's own default if `None`.
         download: whether to download and prepare what is missing. Nothing
             touches the network otherwise.
+        manual_dir: folder of what a person has to fetch, to be prepared;
+            tfds's own default, `data_dir/downloads/manual`, if `None`.
 
     Returns:
         A `Source` with one shard per file that the split touches. Reading a
@@ -50,23 +57,15 @@ def tfds_split(name, split, *, labeled, data_dir=None, download=False):
 
     Raises:
         UserError: if the data set or the split is unknown, not prepared or
-            empty, has no image or no label, or is not stored as TFRecord.
+            empty, has no image or no label, or is stored as neither TFRecord
+            nor, on a local disk, ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
-    builder = _prepared_builder(name, data_dir, download)
+    builder = _prepared_builder(name, data_dir, download, manual_dir)
     info = builder.info
-    if info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise UserError(
-            f"{name} is stored as {info.file_format.value}, and only tfrecord "
-            "can be read: prepare it again with file_format='tfrecord'"
-        )
-    instructions = _part(name, info.splits, split).file_instructions
-    if not instructions:
-        raise UserError(
-            f"the split {split!r} of {name} is empty: choose a larger part"
-        )
-
+    open_records = _reader(name, builder)
+    instructions = tfds_splits.instructions(name, info.splits, split)
     image_key = _feature_key(name, info, "image", tfds.features.Image)
     keys = [image_key]
     class_names = ()
@@ -95,6 +94,7 @@ def tfds_split(name, split, *, labeled, data_dir=None, download=False):
         about=("tfds", info.full_name, keys),
         slices=[(i.filename, i.skip, i.take) for i in instructions],
         parse=parse,
+        open_records=open_records,
     )
 
 
@@ -124,17 +124,8 @@ def known_split(name, split, *, data_dir=None):
         # How many files they are cut into is not in the table.
         if not sizes or "shard" in split:
             return None
-        template = tfds.core.ShardedFileTemplate(
-            data_dir="", dataset_name=name, filetype_suffix="tfrecord"
-        )
-        splits = tfds.core.SplitDict(
-            tfds.core.SplitInfo(
-                name=key,
-                shard_lengths=[size],
-                num_bytes=0,
-                filename_template=template,
-            )
-            for key, size in sizes.items()
+        splits = tfds_splits.of_sizes(
+            name, {key: [sizes[key]] for key in sizes}
         )
     else:
         splits = info.splits
@@ -143,23 +134,43 @@ def known_split(name, split, *, data_dir=None):
             num_classes = info.features[key].num_classes
         except UserError:
             num_classes = None
-    return _part(name, splits, split).num_examples, num_classes
+    return tfds_splits.part(name, splits, split).num_examples, num_classes
 
 
-def _part(name, splits, split):
-    """What tensorflow-datasets understands a split's text to mean."""
-    try:
-        return splits[split]
-    except Exception as error:
+def place(name, data_dir=None):
+    """Where a data set is looked for.
+
+    Args:
+        name: as in `tfds_split`.
+        data_dir: as in `tfds_split`.
+
+    Returns:
+        Pair (folder of the prepared data set, whether it is there).
+
+    Raises:
+        UserError: if the data set is unknown.
+    """
+    builder = _builder(name, data_dir)
+    return os.fspath(builder.data_path), bool(builder.info.splits)
+
+
+def _reader(name, builder):
+    """Function that opens the files of a data set, as `open_tfrecords`."""
+    file_format = builder.info.file_format.value
+    if file_format == "tfrecord":
+        return open_tfrecords
+    if file_format != "array_record" or "://" in os.fspath(builder.data_path):
         raise UserError(
-            f"{name} has no split {split!r}: choose from "
-            f"{', '.join(splits)}, or parts and sums of these such as "
-            "'train[:10%]+test'"
-        ) from error
+            f"{name} is stored as {file_format}, and only tfrecord and, on a "
+            "local disk, array_record can be read: prepare it again with "
+            "file_format='tfrecord'"
+        )
+    array_records.check_installed()
+    return array_records.open_array_records
 
 
-def _prepared_builder(name, data_dir, download):
-    """The builder of a data set that is prepared; made so if asked."""
+def _builder(name, data_dir):
+    """The builder of a data set, prepared or not."""
     import tensorflow_datasets as tfds
 
     if re.match(r"[\w-]+:[A-Za-z_]", name):
@@ -172,7 +183,7 @@ def _prepared_builder(name, data_dir, download):
     if data_dir is not None and "://" not in os.fspath(data_dir):
         data_dir = os.path.abspath(os.path.expanduser(data_dir))
     try:
-        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         guess = re.search(r"Did you mean: .* -> (\S+)", str(error))
         hint = f" (did you mean {guess[1]}?)" if guess else ""
@@ -185,9 +196,17 @@ def _prepared_builder(name, data_dir, download):
         raise UserError(
             f"tensorflow-datasets cannot open {name!r}: {_one_line(error)}"
         ) from error
+
+
+def _prepared_builder(name, data_dir, download, manual_dir=None):
+    """The builder of a data set that is prepared; made so if asked."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, data_dir)
     if download:
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir)
         try:
-            builder.download_and_prepare()
+            builder.download_and_prepare(download_config=config)
         except Exception as error:
             raise UserError(
                 f"tensorflow-datasets could not prepare {name}: "

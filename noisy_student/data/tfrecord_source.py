@@ -47,31 +47,50 @@ def tfrecords(
         UserError: if no file matches, none holds a record, one is cut off or
             has other features, or the first label is not `first_label`.
     """
-    paths = _matching_files(pattern)
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # waits for the disk
-        counts = pool.map(_count_records, paths)
-        files = [(path, n) for path, n in zip(paths, counts, strict=True) if n]
+    name = printable(pattern)
+    files = [(path, n) for path, n in counted(_matching_files(pattern)) if n]
     if not files:
         raise UserError(
-            f"the files that match {printable(pattern)} hold no record: write "
-            "them again or correct the pattern"
+            f"the files that match {name} hold no record: write them again or "
+            "correct the pattern"
         )
-    features = {_IMAGE: tf.io.FixedLenFeature((), tf.string)}
-    if labeled:
-        features[_LABEL] = tf.io.FixedLenFeature((), tf.int64)
-    _check_first_record(files[0][0], features)
-    if not labeled:
-        class_names = ()
-    elif class_names is None:
+    _check_first_record(files[0][0], _features(labeled))
+    if labeled and class_names is None:
         if num_classes is None:
-            num_classes = _count_classes(pattern, files, first_label)
+            num_classes = _count_classes(name, files, first_label)
         class_names = map(str, range(num_classes))
-    class_names = tuple(class_names)
+    return example_source(
+        name=name,
+        slices=[(path, 0, count) for path, count in files],
+        class_names=class_names if labeled else None,
+        first_label=first_label,
+        way_out=f"correct --tfrecord_first_label={first_label} or "
+        "--num_classes",
+    )
 
+
+def example_source(*, name, slices, class_names, first_label, way_out):
+    """A source of slices of files in the layout of `tfrecords`.
+
+    Args:
+        name: as in `Source`.
+        slices: list of (path, records to skip, records to take).
+        class_names: names of the classes; None not to read the labels.
+        first_label: as in `tfrecords`.
+        way_out: what to do about a label that is no class's.
+
+    Returns:
+        A `Source`, as of `tfrecords`.
+
+    Raises:
+        UserError: if a file is missing.
+    """
+    labeled = class_names is not None
+    class_names = tuple(class_names or ())
+    features = _features(labeled)
     out_of_range = (
-        f"a label of {printable(pattern)} is outside the {len(class_names)} "
-        f"classes: correct --tfrecord_first_label={first_label} or "
-        "--num_classes"
+        f"a label of {name} is outside the {len(class_names)} classes: "
+        f"{way_out}"
     )
 
     def parse(record):
@@ -82,16 +101,23 @@ def tfrecords(
         return example[_IMAGE], checked_label(label, class_names, out_of_range)
 
     return record_source(
-        name=printable(pattern),
+        name=name,
         class_names=class_names,
         about=("tfrecords", labeled, first_label),
-        slices=[(path, 0, count) for path, count in files],
+        slices=slices,
         parse=parse,
     )
 
 
-def record_source(*, name, class_names, about, slices, parse):
-    """A source of slices of TFRecord files, one shard a slice.
+def open_tfrecords(path, skip, take):
+    """Records of a TFRecord file, from tensors: which, from where, how many."""
+    return tf.data.TFRecordDataset(path).skip(skip).take(take)
+
+
+def record_source(
+    *, name, class_names, about, slices, parse, open_records=open_tfrecords
+):
+    """A source of slices of record files, one shard a slice.
 
     Args:
         name: as in `Source`.
@@ -99,6 +125,7 @@ def record_source(*, name, class_names, about, slices, parse):
         about: tuple of what else makes the examples what they are.
         slices: list of (path, records to skip, records to take).
         parse: serialized record -> (encoded image, int64 label), in a graph.
+        open_records: as `open_tfrecords`, for files of another format.
 
     Raises:
         UserError: if a file is missing.
@@ -111,9 +138,8 @@ def record_source(*, name, class_names, about, slices, parse):
     take_tensor = tf.constant(takes, tf.int64)
 
     def open_shard(shard):
-        records = tf.data.TFRecordDataset(path_tensor[shard])
-        records = records.skip(skip_tensor[shard]).take(take_tensor[shard])
-        return records.map(parse)
+        tensors = path_tensor, skip_tensor, take_tensor
+        return open_records(*(tensor[shard] for tensor in tensors)).map(parse)
 
     def example_name(shard, row):
         file_name = printable(os.path.basename(paths[shard]))
@@ -147,6 +173,23 @@ def checked_label(label, class_names, message):
         [tf.debugging.Assert(inside, [message, label])]
     ):
         return tf.identity(label)
+
+
+def counted(paths):
+    """Pairs of a TFRecord file and how many records it holds.
+
+    Raises:
+        UserError: if a file cannot be read, or is cut off.
+    """
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # waits for the disk
+        return list(zip(paths, pool.map(_count_records, paths), strict=True))
+
+
+def _features(labeled):
+    features = {_IMAGE: tf.io.FixedLenFeature((), tf.string)}
+    if labeled:
+        features[_LABEL] = tf.io.FixedLenFeature((), tf.int64)
+    return features
 
 
 def _matching_files(pattern):
@@ -213,9 +256,9 @@ def _check_first_record(path, features):
         ) from error
 
 
-def _count_classes(pattern, files, first_label):
+def _count_classes(name, files, first_label):
     """Number of classes, found by reading every label."""
-    logging.info("reading all labels of %s to count classes", pattern)
+    logging.info("reading all labels of %s to count classes", name)
     features = {_LABEL: tf.io.FixedLenFeature((), tf.int64)}
     labels = tf.data.TFRecordDataset(
         [os.fsencode(path) for path, _ in files],
@@ -231,13 +274,13 @@ def _count_classes(pattern, files, first_label):
         )
     except tf.errors.OpError as error:
         raise UserError(
-            f"a record of {printable(pattern)} is damaged or has no {_LABEL}: "
+            f"a record of {name} is damaged or has no {_LABEL}: "
             "write the files again"
         ) from error
     lowest, highest = int(lowest), int(highest)
     if lowest != first_label:
         raise UserError(
-            f"the labels in {printable(pattern)} start at {lowest}, not at "
+            f"the labels in {name} start at {lowest}, not at "
             f"{first_label}: set --tfrecord_first_label={lowest} if that is "
             "the number of the first class"
         )

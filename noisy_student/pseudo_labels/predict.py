@@ -51,6 +51,7 @@ def predict_shards(
     seed_of=lambda shard: 0,
     reseed=None,
     jit_compile=False,
+    on_images=None,
 ):
     """Predict every image of some shards, one shard after the other.
 
@@ -69,6 +70,7 @@ def predict_shards(
         reseed: Function of that seed, called before a shard is predicted: for
             a network that draws.
         jit_compile: Whether to compile the network with XLA.
+        on_images: Function that is told of each batch how many images it had.
 
     Yields:
         Triples (shard; float32 `(N_i, C)` probabilities, or what else the
@@ -101,12 +103,14 @@ def predict_shards(
         size = source.shard_sizes[shard]
         probs = np.full((size, num_classes), np.nan, np.float32)
         labels = np.full(size, -1, np.int64)
-        for _ in range(inference.num_batches(size, batch_size)):
+        for start in range(0, size, batch_size):
             output = {key: np.asarray(v) for key, v in next(ahead).items()}
             real = output["index"] >= 0
             rows = output["index"][real]
             probs[rows] = output["answer"][real]
             labels[rows] = output["label"][real]
+            if on_images:
+                on_images(min(batch_size, size - start))
         yield shard, probs, labels
 
 

@@ -105,16 +105,36 @@ def training_summary(
         lines.append("  taken as it is, without training")
         return "\n".join(lines)
     lines.append(f"  {steps} steps of {batch} images")
+    passes = []
     if batch_size:
-        passes = _amount(steps * batch_size / num_labeled)
-        lines.append(f"  {passes} passes over the {num_labeled} labeled images")
+        times = _amount(steps * batch_size / num_labeled)
+        passes.append(f"{num_labeled} labeled images {times} times")
     if unlabeled_batch_size:
-        total = _amount(steps * unlabeled_batch_size / num_unlabeled)
-        kind = (
-            "selected, duplicates counted" if selected else "unlabeled images"
-        )
-        lines.append(f"  {total} passes over the {num_unlabeled} {kind}")
+        times = _amount(steps * unlabeled_batch_size / num_unlabeled)
+        kind = "selected, with duplicates," if selected else "unlabeled"
+        passes.append(f"{num_unlabeled} {kind} {times} times")
+    lines.append(f"  it sees the {' and the '.join(passes)}")
     return "\n".join(lines)
+
+
+def figures_text(values):
+    """How well a network does on what it is shown at the moment.
+
+    Args:
+        values: Dict of the metrics of a training.
+
+    Returns:
+        Text; the total loss is left out, for it is the sum of the parts.
+    """
+    kinds = {
+        "labeled": ("labeled", "labeled_accuracy", "right"),
+        "unlabeled": ("pseudo-labeled", "unlabeled_agreement", "agree"),
+    }
+    return "  ".join(
+        f"{name} loss {values[f'{part}_loss']:.3f}, {values[share]:>4.0%} {how}"
+        for part, (name, share, how) in kinds.items()
+        if f"{part}_loss" in values
+    )
 
 
 def print_loaded(loaded):

@@ -55,9 +55,25 @@ def grid(tiles, columns=COLUMNS):
     Returns:
         The content of a PNG file.
     """
-    tiles = list(tiles)
-    starts = range(0, len(tiles), columns)
-    return _render([], [("", [tiles[k : k + columns] for k in starts])])
+    return draw_batch([("", tiles)], columns)
+
+
+def draw_batch(parts, columns=COLUMNS):
+    """Draw several grids, one below the other: what a network sees at once.
+
+    Args:
+        parts: List of pairs of a heading and the tiles of a `grid`.
+        columns: Images in a row.
+
+    Returns:
+        The content of a PNG file.
+    """
+    blocks = []
+    for heading, tiles in parts:
+        tiles = list(tiles)
+        starts = range(0, len(tiles), columns)
+        blocks.append((heading, [tiles[k : k + columns] for k in starts]))
+    return _render([], blocks)
 
 
 def _render(lines, blocks):

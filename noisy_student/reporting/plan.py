@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan of a run as a text: what it needs, in words and with its units."""
 
+import dataclasses
+
 from noisy_student.reporting.needs import bytes_text
 from noisy_student.reporting.needs import disk_needs
 from noisy_student.reporting.needs import memory_of
@@ -14,18 +16,21 @@ OPERATIONS_PER_MULTIPLY_ADD = 3 * 2
 # assumption.
 OPERATIONS_PER_SECOND = {"CPU": 3e10, "GPU": 5e12, "TPU": 5e12}
 
+# Below this share of a step's memory an item is counted among the rest.
+SMALL = 0.02
+
 _MEMORY_TEXTS = {
-    "weights": "weights",
-    "statistics": "normalization statistics",
-    "average": "moving average of both",
-    "optimizer": "optimizer, 2 values a weight",
-    "gradients": "gradients",
-    "accumulated": "sum of gradients over the parts",
-    "update": "new values while they are written",
-    "activations": "activations",
-    "pixels": "pixels",
-    "online_teacher": "on-line teacher",
-    "program": "TensorFlow's graph",
+    "weights": ("weights", "what the network has learned"),
+    "statistics": ("statistics", "mean and variance of BatchNormalization"),
+    "average": ("moving average", "of the weights; it is what is kept"),
+    "optimizer": ("optimizer", "two numbers for each weight"),
+    "gradients": ("gradients", "which way each weight should go"),
+    "accumulated": ("sum of gradients", "over the parts of a step"),
+    "update": ("new weights", "before they take the place of the old"),
+    "activations": ("activations", "what layers tell each other of the images"),
+    "pixels": ("pixels", "the images themselves"),
+    "online_teacher": ("on-line teacher", "its weights"),
+    "program": ("TensorFlow's graph", "the program that computes a step"),
 }
 
 
@@ -39,7 +44,15 @@ def plan_text(plan):
         Text of several blocks: the data, each model, the disk, a verdict.
     """
     blocks = [_data_lines(plan)]
-    blocks += [_training_lines(t, plan) for t in plan.trainings]
+    planned = {}
+    for training in plan.trainings:
+        same = dataclasses.replace(training, name="")
+        if same in planned:
+            title = f"{_title(training)}: as {planned[same]}"
+            blocks.append([title])
+        else:
+            blocks.append(_training_lines(training, plan))
+            planned[same] = training.name
     blocks += [_disk_lines(plan), _verdict_lines(plan)]
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
@@ -54,8 +67,7 @@ def _data_lines(plan):
         count = "unknown" if images.count is None else f"{images.count:,}"
         note = images.name
         if not images.here:
-            note += ", not here"
-            note += "" if images.count is None else ", size known"
+            note += ", not here yet"
         rows.append((role, count, note))
     return [f"Data: {plan.num_classes:,} classes", *_table(rows)]
 
@@ -68,67 +80,97 @@ def _training_lines(training, plan):
     )
     speed = OPERATIONS_PER_SECOND[plan.device]
     seconds = operations / speed / plan.num_devices
-    devices = f"the {plan.device}"
-    if plan.num_devices > 1:
-        devices = f"each of {plan.num_devices} {plan.device}s"
     rows = [
-        ("parameters", _large(costs.parameters), ""),
+        (
+            "parameters",
+            _large(costs.parameters),
+            "numbers that it learns",
+        ),
         (
             "multiply-adds",
             _large(costs.multiply_adds, billion=1e8),
-            "for one image, the FLOPs of papers",
+            "to look at one image; papers call them FLOPs",
         ),
-        ("steps", f"{training.steps:,}", _batch_text(training)),
+        (
+            "steps",
+            f"{training.steps:,}",
+            f"each learns from {_batch_text(training)}",
+        ),
+        *_passes(training),
+        (
+            "time",
+            _duration(seconds),
+            f"within a factor of a few: {operations:.1e} operations, "
+            f"{speed * plan.num_devices / 1e9:,.0f} billion a second",
+        ),
     ]
+    return [f"{_title(training)}", *_table(rows + _memory_rows(training, plan))]
+
+
+def _title(training):
+    name = training.name[0].upper() + training.name[1:]
+    variant, size = training.variant.upper(), training.image_size
+    return f"{name}: EfficientNet-{variant} at {size} pixels"
+
+
+def _passes(training):
+    """Rows on how often each image is seen."""
     for kind, batch_size, count in (
         ("labeled", training.batch_size, training.num_labeled),
         (
-            "unlabeled",
+            "pseudo-labeled",
             training.unlabeled_batch_size,
             training.num_unlabeled,
         ),
     ):
         if batch_size and count:
             passes = f"{training.steps * batch_size / count:,.1f}"
-            rows.append(("passes", passes, f"over {count:,} {kind} images"))
+            yield "passes", passes, f"over all {count:,} {kind} images"
         elif batch_size:
-            note = f"over the {kind} images: their number is not known"
-            rows.append(("passes", "?", note))
-    rows.append(
-        (
-            "operations",
-            f"{operations:.1e}",
-            f"{_duration(seconds)} if {devices} does "
-            f"{speed / 1e12:g} million million a second",
-        )
-    )
+            note = f"over the {kind} images; the teacher's labels will show"
+            yield "passes", "?", f"{note} how many there are"
+
+
+def _memory_rows(training, plan):
+    """What a step holds at once: large items, and the rest together."""
     memory = memory_of(training, plan)
+    total = sum(memory.values())
     images = training.images_per_device(plan.num_devices)
+    where = "needed at once"
+    if plan.num_devices > 1:
+        where += f" by each of {plan.num_devices:,} {plan.device}s"
     parts = ""
     if training.accumulation_steps > 1:
         parts = f" in {training.accumulation_steps} parts"
-    rows.append(
+    rows = [
         (
             "memory",
-            bytes_text(sum(memory.values())),
-            f"on {devices}, for {images:,} images a step{parts}:",
+            bytes_text(total),
+            f"{where}, for {images:,} images a step{parts}:",
         )
-    )
-    rows += [
-        ("", bytes_text(size), _memory_text(item, training))
-        for item, size in memory.items()
     ]
-    title = (
-        f"{training.name[0].upper()}{training.name[1:]}: EfficientNet-"
-        f"{training.variant.upper()} at {training.image_size} pixels"
-    )
-    return [title, *_table(rows)]
+    # The largest first.
+    items = sorted(memory, key=memory.get, reverse=True)
+    small = [item for item in items if memory[item] < SMALL * total]
+    rows += [
+        ("", bytes_text(memory[item]), _memory_text(item, training))
+        for item in items
+        if item not in small
+    ]
+    if small:
+        rest = bytes_text(sum(memory[item] for item in small))
+        names = ", ".join(_MEMORY_TEXTS[item][0] for item in small)
+        rows.append(("", rest, names))
+    return rows
 
 
 def _memory_text(item, training):
-    text = _MEMORY_TEXTS[item]
+    name, text = _MEMORY_TEXTS[item]
+    text = f"{name}: {text}"
     if item == "activations" and training.dtype != "float32":
-        text += f" in {training.dtype}, those for BatchNormalization in float32"
+        text += (
+            f", in {training.dtype}; those for BatchNormalization in float32"
+        )
     if item == "activations" and training.rematerialize:
         text += ", one block at a time"
     return text
@@ -140,7 +182,7 @@ def _batch_text(training):
         "pseudo-labeled": training.unlabeled_batch_size,
     }
     shown = [f"{size:,} {kind}" for kind, size in parts.items() if size]
-    return f"of {' + '.join(shown)} images"
+    return f"{' + '.join(shown)} images"
 
 
 def _disk_lines(plan):
@@ -149,12 +191,18 @@ def _disk_lines(plan):
     if plan.num_labelings:
         labels = needs["labels"]
         size = "unknown" if labels is None else bytes_text(labels)
-        note = f"for each of {plan.num_labelings} students"
-        rows.append(("labels", size, note if plan.num_labelings > 1 else ""))
-    rows.append(("checkpoints", bytes_text(needs["checkpoints"]), ""))
-    rows.append(("models", bytes_text(needs["models"]), ""))
+        note = "what a teacher says to all unlabeled images"
+        if plan.num_labelings > 1:
+            note += f"; for each of {plan.num_labelings} students"
+        rows.append(("labels", size, note))
+    checkpoints, models = needs["checkpoints"], needs["models"]
+    rows.append(
+        ("checkpoints", bytes_text(checkpoints), "to go on from after a stop")
+    )
+    rows.append(("models", bytes_text(models), "what comes out"))
     if plan.free_disk is not None:
-        rows.append(("free", bytes_text(plan.free_disk), ""))
+        free = bytes_text(plan.free_disk)
+        rows.append(("free", free, "where --workdir is"))
     return ["Disk", *_table(rows)]
 
 
@@ -173,7 +221,15 @@ def _verdict_lines(plan):
             f"{' and '.join(unknown)} yourself"
         ]
     memory = bytes_text(plan.device_memory)
-    return [f"Verdict: it fits; a {plan.device} has {memory}"]
+    return [f"Verdict: it fits, for {_the_device(plan)} has {memory} of memory"]
+
+
+def _the_device(plan):
+    return (
+        f"the {plan.device}"
+        if plan.num_devices == 1
+        else (f"each {plan.device}")
+    )
 
 
 def _table(rows):
@@ -186,11 +242,11 @@ def _table(rows):
 
 
 def _large(number, billion=1e9):
-    """`5.3 M`, `0.39 B`: millions and billions, as the papers write them."""
+    """`5.3 million`, `0.39 billion`."""
     if number >= billion:
-        return f"{number / 1e9:.{1 if number >= 1e10 else 2}f} B"
+        return f"{number / 1e9:.{1 if number >= 1e10 else 2}f} billion"
     if number >= 1e5:
-        return f"{number / 1e6:.1f} M"
+        return f"{number / 1e6:.1f} million"
     return f"{number:,}"
 
 
@@ -202,4 +258,6 @@ def _duration(seconds):
     ):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds / 60:.1f} minutes"
+    if seconds < 90:
+        return "1 minute" if seconds > 60 else "< 1 minute"
+    return f"{seconds / 60:.0f} minutes"

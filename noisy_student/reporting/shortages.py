@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a plan is short of, in sentences that name the way out."""
 
+import dataclasses
+
 from noisy_student.reporting.needs import bytes_text
 from noisy_student.reporting.needs import disk_needs
 from noisy_student.reporting.needs import memory_of
@@ -16,7 +18,12 @@ def shortages(plan):
         List of sentences, each naming what is short and the way out; empty if
         everything fits or nobody knows.
     """
-    found = [_memory_shortage(training, plan) for training in plan.trainings]
+    # Of several that are alike, the first speaks for all.
+    different = {
+        dataclasses.replace(training, name=""): training
+        for training in reversed(plan.trainings)
+    }
+    found = [_memory_shortage(t, plan) for t in reversed(different.values())]
     needs = disk_needs(plan)
     labels = (needs["labels"] or 0) * plan.num_labelings
     total = labels + needs["checkpoints"] + needs["models"]
@@ -51,14 +58,21 @@ def _memory_shortage(training, plan):
         )
         ways = ["lower --batch_size or --unlabeled_ratio", "use more devices"]
     else:
-        found = "not even one image fits"
+        found = "it cannot hold even one image"
     if flags:
         ways.append(f"give {flags}")
     elif not fit:
-        ways = ["choose a smaller network or a smaller --image_size"]
+        ways = [
+            "choose smaller networks (--variant, --students) or a smaller "
+            "--image_size"
+        ]
+    # "student 1", but "the teacher".
+    name = training.name.replace("teacher", "the teacher")
+    every = "the" if plan.num_devices == 1 else "each"
     return (
-        f"the {training.name} needs {bytes_text(total)} on each {plan.device}, "
-        f"which has {bytes_text(available)}; {found}: {', or '.join(ways)}"
+        f"{name} needs {bytes_text(total)} of memory, and {every} "
+        f"{plan.device} has {bytes_text(available)}; {found}: "
+        f"{', or '.join(ways)}"
     )
 
 

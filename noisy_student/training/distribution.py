@@ -62,6 +62,38 @@ def make_strategy(name="auto", cpu_devices=1):
     )
 
 
+def describe(strategy):
+    """What trains, in a few words.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`, of `make_strategy`.
+
+    Returns:
+        Text such as "1 GPU (NVIDIA H100)"; where a driver knows of a GPU that
+        TensorFlow does not find, with what to do.
+    """
+    count = strategy.num_replicas_in_sync
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return f"TPU with {count} cores"
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name = details.get("device_name", "of unknown kind")
+        return f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({name})"
+    text = f"CPU with {os.cpu_count()} cores"
+    if count > 1:
+        text += f", split into {count} devices"
+    if tf.config.list_physical_devices("GPU"):
+        return f"{text}, by --distribution; a GPU is there"
+    # Whoever hides the GPUs knows that they are there.
+    if "CUDA_VISIBLE_DEVICES" not in os.environ and _gpu_memory():
+        return (
+            f"{text}; warning: the machine has a GPU that TensorFlow does not "
+            "find: pip install 'tensorflow[and-cuda]'"
+        )
+    return f"{text}, no GPU found"
+
+
 def uses_xla(strategy):
     """Whether Keras shall compile the step with XLA on these devices.
 

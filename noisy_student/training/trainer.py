@@ -4,18 +4,14 @@
 What makes a student is in its batches and its noise, not in the training.
 """
 
-import json
-import time
-
-import keras
-
 from noisy_student import stopping
-from noisy_student.files import append_text
-from noisy_student.files import write_text
 from noisy_student.training import losses
 from noisy_student.training.averaging import AveragedModel
 from noisy_student.training.checkpointing import CheckpointCallback
 from noisy_student.training.checkpointing import StopAtNonFinite
+from noisy_student.training.curves import Curves
+from noisy_student.training.curves import Watcher
+from noisy_student.training.curves import begin_curves
 from noisy_student.training.optimizers import RMSprop
 
 
@@ -83,7 +79,14 @@ def make_trainable(
 
 
 def fit(
-    model, make_batches, *, steps, checkpoints, checkpoint_minutes, metrics_path
+    model,
+    make_batches,
+    *,
+    steps,
+    checkpoints,
+    checkpoint_minutes,
+    metrics_path,
+    watcher=None,
 ):
     """Train up to a number of steps, going on where a stopped run was.
 
@@ -95,6 +98,7 @@ def fit(
         checkpoints: A `Checkpoints`; if it holds one, training goes on there.
         checkpoint_minutes: Time between checkpoints.
         metrics_path: JSON-lines file of the training curves.
+        watcher: A `curves.Watcher`, or None.
 
     Returns:
         Number of steps that were already done.
@@ -104,84 +108,25 @@ def fit(
         print(f"  continuing at step {first_step}")
     if first_step == steps:
         return first_step
+    watcher = watcher or Watcher()
+    batches = make_batches(first_step)
+    rows = begin_curves(metrics_path, first_step)
     callbacks = [
         StopAtNonFinite(checkpoints, first_step),
-        Progress(first_step, steps, metrics_path),
+        Curves(first_step, steps, metrics_path, watcher),
         CheckpointCallback(checkpoints, first_step, checkpoint_minutes),
     ]
-    # A signal in the middle of a step would leave half of an update.
-    with stopping.postponed():
-        model.fit(
-            make_batches(first_step),
-            steps_per_epoch=steps - first_step,
-            shuffle=False,
-            verbose=0,
-            callbacks=callbacks,
-        )
+    try:
+        watcher.begin(first_step, rows, batches)
+        # A signal in the middle of a step would leave half of an update.
+        with stopping.postponed():
+            model.fit(
+                batches,
+                steps_per_epoch=steps - first_step,
+                shuffle=False,
+                verbose=0,
+                callbacks=callbacks,
+            )
+    finally:
+        watcher.close()
     return first_step
-
-
-class Progress(keras.callbacks.Callback):
-    """A line for a person and a JSON line for a plot, ten times a run.
-
-    The figures of a line are means since the line before.
-
-    Args:
-        first_step: Steps that were done before this `fit`.
-        steps: Steps in all.
-        path: The JSON-lines file.
-        lines: How often to report in a whole run.
-    """
-
-    def __init__(self, first_step, steps, path, lines=10):
-        super().__init__()
-        self.first_step = first_step
-        self.step = first_step
-        self.steps = steps
-        self.path = path
-        self.interval = max(1, steps // lines)
-
-    def on_train_begin(self, logs=None):
-        self.started = time.monotonic()
-        write_text(self.path, "".join(self._lines_so_far()))
-        print("  preparing the first step ...", flush=True)
-
-    def _lines_so_far(self):
-        """Lines of the steps before this `fit`.
-
-        A run that was killed may have reported steps that it now repeats, and
-        may have died in the middle of a line.
-        """
-        if not self.path.exists():
-            return
-        for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= self.first_step:
-                    yield line + "\n"
-            except ValueError:
-                continue
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
-        if self.step % self.interval and self.step != self.steps:
-            return
-        values = {name: float(value) for name, value in logs.items()}
-        self.model.reset_metrics()
-        seconds = time.monotonic() - self.started
-        done = self.step - self.first_step
-        left = seconds / done * (self.steps - self.step)
-        shown = "  ".join(f"{name} {v:.3f}" for name, v in values.items())
-        print(
-            f"  step {self.step:>6} of {self.steps}  {shown}  "
-            f"{_minutes(left)} left",
-            flush=True,
-        )
-        values["lr"] = float(
-            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        )
-        line = json.dumps({"step": self.step, **values}) + "\n"
-        append_text(self.path, line)
-
-
-def _minutes(seconds):
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
