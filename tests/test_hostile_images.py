@@ -115,6 +115,8 @@ def folder(tmp_path_factory):
     os.mkfifo(os.path.join(root, b"zz pipe.jpg"))
     with open(os.path.join(root, b"zz sparse.jpg"), "wb") as file:
         file.truncate(2**40)
+    with open(os.path.join(root, b"zz phone.HEIC"), "wb") as file:
+        file.write(b"\0\0\0\x20ftypheic")
     return root
 
 
@@ -135,6 +137,7 @@ def test_every_file_of_a_folder_is_named_with_its_reason(folder):
         "zz dangling.jpg": "a link that leads nowhere",
         "zz itself.jpg": "a link that leads nowhere",
         "zz pipe.jpg": "not a file but a device",
+        "zz phone.HEIC": "not read: convert it to JPEG",
         "zz sparse.jpg": "larger than 1 GB",
     }
 
@@ -177,7 +180,7 @@ def test_a_run_labels_what_is_whole_and_lists_the_rest(folder, tmp_path):
         skipped = list(csv.DictReader(file))
     broken = [row for row, kind in enumerate(KINDS.values()) if kind[2] is None]
     rows = [os.path.basename(line["file"])[:3] for line in skipped]
-    assert rows == [f"{row:03d}" for row in broken] + ["zz "] * 4
+    assert rows == [f"{row:03d}" for row in broken] + ["zz "] * 5
     assert all(line["images"] == "unlabeled" for line in skipped)
     assert all(
         line["reason"] and line["file"].isprintable() for line in skipped

@@ -26,6 +26,9 @@ from noisy_student.errors import UserError
 # channels and no compression are 0.7 of it.
 MAX_BYTES = 2**30
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+# What phones and scanners write as well: TensorFlow cannot decode it, but its
+# owner believes it to be among the images.
+OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".tif", ".tiff")
 _ARCHIVE_EXTENSIONS = (b".tar", b".tgz", b".gz", b".zip")
 _SPLITS = (b"train", b"training", b"val", b"valid", b"validation", b"test")
 
@@ -35,8 +38,9 @@ def class_folders(directory):
 
     Classes are numbered in the order of the bytes of their folders' names.
     Hidden files and folders are ignored. Links to folders are followed, but no
-    folder is visited twice for one class. Links that lead nowhere and files of
-    more than `MAX_BYTES` are left out. The order of the images mixes classes.
+    folder is visited twice for one class. Links that lead nowhere, files of
+    more than `MAX_BYTES` and images of `OTHER_EXTENSIONS` are left out. The
+    order of the images mixes classes.
 
     Args:
         directory: path of the folder that holds the class folders.
@@ -297,9 +301,9 @@ def is_folder(entry):
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def _ends_like_image(name):
+def _ends_like_image(name, extensions=IMAGE_EXTENSIONS):
     extension = os.fsdecode(os.path.splitext(name)[1])
-    return extension.lower() in IMAGE_EXTENSIONS
+    return extension.lower() in extensions
 
 
 def _status(entry):
@@ -325,6 +329,8 @@ def images_below(folder, visited, left_out):
     for entry in visible_entries(folder):
         if is_folder(entry):
             yield from images_below(entry.path, visited, left_out)
+        elif _ends_like_image(entry.name, OTHER_EXTENSIONS):
+            left_out.append((entry.path, "not read: convert it to JPEG"))
         elif _ends_like_image(entry.name):
             status = _status(entry)
             if status is None:
