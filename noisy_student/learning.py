@@ -26,8 +26,8 @@ def train(run, iteration):
     phase = "distill" if iteration else "teach"
     path = workdir.trained_model(iteration)
     if workdir.find_result(phase, iteration) and path.exists():
-        role = console.role(iteration)
-        print(f"The {role} is trained already: {path}")
+        role = console.role(iteration).capitalize()
+        print(f"{role} is trained already: {path}")
         return
     labels = None
     if iteration and run.config.online_teacher:
@@ -50,8 +50,8 @@ def finetune(run, iteration):
     prerequisites.begin_finetuning(run, iteration)
     path = workdir.finetuned_model(iteration)
     if workdir.find_result("finetune", iteration) and path.exists():
-        role = console.role(iteration)
-        print(f"The {role} is finetuned already: {path}")
+        role = console.role(iteration).capitalize()
+        print(f"{role} is finetuned already: {path}")
         return
     run.begin()
     _fit(run, "finetune", iteration, path)
@@ -129,8 +129,24 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
     }
     watching.log_accuracy(directory, record)
     workdir.append_result(record, time.monotonic() - started)
-    if record["top1"] is not None:
-        print(
-            f"  {role}: top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%} "
-            f"on {record['num_examples']} images"
-        )
+    if record["top1"] is None:
+        print(f"  {role} is trained: {path}")
+        return
+    accuracy = console.accuracy_text(record, run.num_classes)
+    finetuned = ", finetuned" if finetunes else ""
+    print(f"  {role}{finetuned}: {accuracy} on {record['num_examples']} images")
+    if finetunes:
+        warn_if_worse(workdir, record, path)
+
+
+def warn_if_worse(workdir, record, path):
+    """Tell that finetuning did harm, which too few steps can do."""
+    iteration = record["iteration"]
+    phase = "distill" if iteration else "teach"
+    before = workdir.find_result(phase, iteration)
+    if before and before["top1"] is not None:
+        if record["top1"] < before["top1"]:
+            print(
+                f"  warning: it was {before['top1']:.2%} before; to go on with "
+                f"that model, delete {path}"
+            )

@@ -97,7 +97,7 @@ def iterate(run):
             finetune(run, iteration)
     records = run.workdir.results()
     seconds = [run.workdir.seconds(record) for record in records]
-    print(console.results_table(records, seconds))
+    print(console.results_table(records, seconds, run.num_classes))
     print(f"\nTo look at: {run.workdir.path / 'report.html'}")
 
 
@@ -258,6 +258,6 @@ def evaluate(run, iteration=None):
     print(
         f"{role.capitalize()} ({record['variant']} at {image_size} pixels) on "
         f"all {record['num_examples']} images of {run.evaluation.name}: "
-        f"top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%}"
+        f"{console.accuracy_text(record, run.num_classes)}"
     )
     showing.refresh(run)

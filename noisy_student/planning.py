@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from noisy_student import assembly
 from noisy_student import batches
+from noisy_student.data import sources
 from noisy_student.data import tfds_source
 from noisy_student.errors import UserError
 from noisy_student.models import accounting
@@ -57,7 +58,8 @@ def make_plan(config):
         A `Plan`.
 
     Raises:
-        UserError: If nobody knows how many labeled images there are.
+        UserError: If nobody knows how many labeled images there are, or the
+            evaluation images have other classes.
     """
     labeled, num_classes = _images(config, "labeled")
     unlabeled, _ = _images(config, "unlabeled")
@@ -67,6 +69,8 @@ def make_plan(config):
             "there are no labeled images to plan for: give --labeled_dir=DIR, "
             "--dataset=NAME or --labeled_tfrecords=GLOB"
         )
+    if evaluation and labeled.class_names and evaluation.class_names:
+        sources.check_same_classes(labeled, evaluation)
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
@@ -157,8 +161,9 @@ def _images(config, role):
     except UserError as caught:
         source, error = None, caught
     if source is not None:
-        classes = len(source.class_names) if role != "unlabeled" else None
-        return Images(source.name, source.num_examples), classes
+        names = source.class_names if role != "unlabeled" else ()
+        images = Images(source.name, source.num_examples, class_names=names)
+        return images, len(names) or None
     split = getattr(config, f"{role}_split")
     if error and config.dataset and split:
         known = tfds_source.known_split(

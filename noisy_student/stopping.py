@@ -23,7 +23,9 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signal_number):
-        super().__init__(signal.Signals(signal_number).name)
+        is_key = signal_number == signal.SIGINT
+        name = "Ctrl-C" if is_key else signal.Signals(signal_number).name
+        super().__init__(name)
         self.exit_code = 128 + signal_number
 
     def _render_traceback_(self):

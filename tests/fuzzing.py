@@ -282,7 +282,8 @@ def _workdir(folder):
 
         records = workdir.results()
         workdir.find_result("teach", 0)
-        console.results_table(records, [workdir.seconds(r) for r in records])
+        seconds = [workdir.seconds(r) for r in records]
+        console.results_table(records, seconds, 10)
 
     def model(path):
         workdir.image_size(0)

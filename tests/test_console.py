@@ -60,8 +60,30 @@ def test_results_table_has_a_line_for_each_model():
             ("evaluate", 1, 0.1),
         )
     ]
-    lines = (
-        console.results_table(records, [1.4, 0.1, None, 2]).strip().splitlines()
-    )
+    table = console.results_table(records, [1.4, 0.1, None, 2], 10)
+    lines = table.strip().splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["teacher", "student"]
     assert "50.00%" in lines[2] and "62.50%" in lines[3]
+
+
+def test_top_5_of_five_classes_says_nothing():
+    record = {"phase": "teach", "iteration": 0, "variant": "b0", "steps": 1}
+    record |= {"top1": 0.5, "top5": 1.0}
+    assert console.accuracy_text(record, 5) == "top-1 50.00%"
+    assert console.accuracy_text(record, 6) == "top-1 50.00%, top-5 100.00%"
+    assert "100.00%" not in console.results_table([record], [1], 5)
+    assert "100.00%" in console.results_table([record], [1], 6)
+
+
+def test_a_threshold_that_filters_nothing_is_told():
+    for names, is_told in ((("a", "b", "c"), True), (tuple("abcd"), False)):
+        summary = console.selection_summary(
+            np.array([0.4, 0.9]),
+            np.array([0, 1]),
+            np.ones(2, np.uint32),
+            threshold=0.3,
+            images_per_class=None,
+            class_names=names,
+        )
+        text = console.selection_text(summary)
+        assert ("nothing is filtered" in text) == is_told

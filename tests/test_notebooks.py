@@ -244,7 +244,7 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch):
     told = [cell.outputs[0].traceback for cell in notebook.cells[1:]]
     assert told == [
         ["error: give another --workdir"],
-        ["stopped by SIGINT; the same cell goes on"],
+        ["stopped by Ctrl-C; the same cell goes on"],
     ]
 
 

@@ -102,3 +102,12 @@ def test_what_is_here_is_counted():
 def test_folders_that_are_missing_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         plan_of("own_images", labeled_dir=str(tmp_path / "nowhere"))
+
+
+def test_other_classes_are_refused_before_anything_begins(tmp_path):
+    for place in ("labeled/cat", "labeled/dog", "eval/cat", "eval/cow"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.jpg").write_bytes(b"is not read for this")
+    folders = {f"{k}_dir": str(tmp_path / k) for k in ("labeled", "eval")}
+    with pytest.raises(UserError, match="lacks dog and adds cow"):
+        plan_of("own_images", **folders)

@@ -14,6 +14,7 @@ import main
 from noisy_student import assembly
 from noisy_student import batches
 from noisy_student import command_line
+from noisy_student import learning
 from noisy_student import phases
 from noisy_student import prerequisites
 from noisy_student.config import Config
@@ -26,6 +27,7 @@ from noisy_student.training import distribution
 from noisy_student.training import online_teacher
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
+from noisy_student.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 
@@ -685,3 +687,12 @@ def test_settings_without_students_or_noise_are_read_back(tmp_path):
         ["main.py", f"--flagfile={tmp_path / 'run.flags'}"]
     )
     assert again == config
+
+
+def test_finetuning_that_does_harm_is_told(tmp_path, capsys):
+    workdir = Workdir(tmp_path)
+    workdir.append_result({"phase": "teach", "iteration": 0, "top1": 0.61}, 1)
+    for top1, is_told in ((0.45, True), (0.7, False)):
+        record = {"phase": "finetune", "iteration": 0, "top1": top1}
+        learning.warn_if_worse(workdir, record, "a.keras")
+        assert ("61.00% before" in capsys.readouterr().out) == is_told

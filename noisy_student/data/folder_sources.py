@@ -106,7 +106,7 @@ def class_folders(directory):
     if len(class_names) == 1:
         raise UserError(
             f"{name} has only one class folder, {class_names[0]!r}, and "
-            "training needs two or more: give the folder that holds them all"
+            "there must be two or more: give the folder that holds them all"
         )
     pairs = zip(images, labels, strict=True)
     pairs = sorted(pairs, key=lambda pair: _place(root, pair[0]))

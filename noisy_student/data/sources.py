@@ -164,8 +164,9 @@ def check_same_classes(labeled, evaluation):
     """Checks that label k means the same class in both sources.
 
     Args:
-        labeled: the `Source` a model is trained on.
-        evaluation: the `Source` it is evaluated on.
+        labeled: the `Source` a model is trained on, or its name and
+            `class_names`.
+        evaluation: likewise, what it is evaluated on.
 
     Raises:
         UserError: if the class names differ, or only their order does.

@@ -53,7 +53,7 @@ def data_summary(
     steps_per_epoch = labeled.num_examples / batch_size
     lines.append(
         f"  an epoch is one pass over the labeled images: "
-        f"{_amount(steps_per_epoch)} steps of {batch_size}"
+        f"{_steps(_amount(steps_per_epoch))} of {batch_size}"
     )
     if unlabeled:
         passes = steps_per_epoch * unlabeled_batch_size / unlabeled.num_examples
@@ -104,7 +104,7 @@ def training_summary(
     if not steps:
         lines.append("  taken as it is, without training")
         return "\n".join(lines)
-    lines.append(f"  {steps} steps of {batch} images")
+    lines.append(f"  {_steps(steps)} of {batch} images")
     passes = []
     if batch_size:
         times = _amount(steps * batch_size / num_labeled)
@@ -144,11 +144,13 @@ def print_loaded(loaded):
         loaded: `import_weights.Loaded`, or None for fresh weights.
     """
     if loaded:
-        print(f"  {loaded.num_tensors} weights from a file: {loaded.kind}")
+        head = ", the last layer too"
         if loaded.head_replaced:
-            print("  the head is new, for the file has other classes")
-        else:
-            print("  the head is the file's")
+            head = "; the last layer is new, for the file has other classes"
+        print(
+            f"  it begins with a file's weights ({loaded.kind}, "
+            f"{loaded.num_tensors} tensors){head}"
+        )
 
 
 def selection_summary(
@@ -225,6 +227,13 @@ def selection_text(summary):
         f"have a confidence above {summary['confidence_threshold']}"
         + (f", up to {ceiling}" if ceiling is not None else ""),
     ]
+    least = 1 / len(summary["class_names"])
+    if summary["confidence_threshold"] < least:
+        lines.append(
+            f"  warning: of {len(summary['class_names'])} classes the surest "
+            f"has at least {least:.2f}, so nothing is filtered: "
+            "--mode=select --confidence_threshold=0.8 would be a filter"
+        )
     kept = (
         f"{summary['num_kept']} different images, "
         f"{summary['num_selected']} with duplicates"
@@ -258,12 +267,26 @@ def selection_text(summary):
     return "\n".join(lines)
 
 
-def results_table(records, seconds):
+def accuracy_text(record, num_classes):
+    """Top-1 and, where it says something, top-5.
+
+    Args:
+        record: Of `results.json`, with accuracies.
+        num_classes: C.
+    """
+    text = f"top-1 {_percent(record['top1'])}"
+    if num_classes > 5:
+        text += f", top-5 {_percent(record['top5'])}"
+    return text
+
+
+def results_table(records, seconds, num_classes):
     """The models of a run, a line each.
 
     Args:
         records: Of `results.json`.
         seconds: How long each took, or None where that is not known.
+        num_classes: C.
 
     Returns:
         Text.
@@ -278,7 +301,7 @@ def results_table(records, seconds):
                     + (", finetuned" if finetuned else ""),
                     record["variant"],
                     _percent(record["top1"]),
-                    _percent(record["top5"]),
+                    _percent(record["top5"] if num_classes > 5 else None),
                     str(record["steps"]),
                     "-" if duration is None else f"{duration:.0f}",
                 )
@@ -312,6 +335,10 @@ def print_skipped(count, name):
 
 def _percent(value):
     return "-" if value is None else f"{value:.2%}"
+
+
+def _steps(number):
+    return f"{number} step" if str(number) == "1" else f"{number} steps"
 
 
 def _amount(value):

@@ -29,11 +29,13 @@ class Images:
         name: What a person calls it.
         count: How many, or None if nobody knows yet.
         here: Whether they are on this machine.
+        class_names: Of the classes, as far as they are known.
     """
 
     name: str
     count: int | None
     here: bool = True
+    class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
