@@ -15,7 +15,7 @@ from noisy_student.reporting import pictures
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """Five images in shards of two; the second is none."""
+    """Five images in shards of two; one of them is none."""
     monkeypatch.setattr(sources, "IMAGES_PER_SHARD", 2)
     for name, count in (("dark", 3), ("light", 2)):
         (tmp_path / name).mkdir()
@@ -28,8 +28,14 @@ def source(tmp_path, monkeypatch):
 
 
 def test_thumbnails_come_in_the_order_asked_for(source):
-    found = pictures.thumbnails(source, np.array([4, 1, 2, 0]), side=8)
-    assert list(found) == [4, 2, 0]
+    names = [source.example_name(*divmod(k, 2)) for k in range(5)]
+    wanted = ("light/1", "dark/1", "dark/2", "dark/0")
+    numbers = [
+        next(k for k in range(5) if names[k].endswith(f"{name}.png"))
+        for name in wanted
+    ]
+    found = pictures.thumbnails(source, np.array(numbers), side=8)
+    assert list(found) == [numbers[0], *numbers[2:]]
     grays = [int(image.mean()) for image in found.values()]
     assert grays == [210, 20, 0]
     assert all(image.shape == (8, 8, 3) for image in found.values())
