@@ -296,14 +296,14 @@ class LabelSettings:
         "Folder of other labels of the same images, whose selection is taken.",
     )
     confidence_threshold: float = knob(
-        0.3, "Drop images of less confidence (section 3.2).", low=0, high=1
+        0.3, "Drop images of less confidence (section 3.1).", low=0, high=1
     )
     confidence_ceiling: float | None = knob(
         None, "Drop images above it; auto: none.", low=0, high=1
     )
     images_per_class: int | None = knob(
         130_000,
-        "After balancing (section 3.2); auto: the average of what was kept.",
+        "After balancing (section 3.1); auto: the average of what was kept.",
         low=1,
     )
     balance: bool = knob(True, "Give each class images_per_class.")

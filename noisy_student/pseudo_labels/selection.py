@@ -59,7 +59,7 @@ def select(
         uint32 `(N,)`: how often each image appears in a pass over the
         unlabeled set. 0 = dropped. Equal confidences are ranked by position.
 
-    Reference: arXiv:1911.04252, section 3.2 (threshold 0.3, K = 130,000).
+    Reference: arXiv:1911.04252, section 3.1 (threshold 0.3, K = 130,000).
     Differs: the official filter_unlabel.py keeps whole 0.01-wide bins of
     confidence and thins them by coin flips; here the K are exact.
     """
