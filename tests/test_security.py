@@ -138,7 +138,9 @@ sys.exit(main.main(["main.py", *sys.argv[1:], "--mode=teach"]))
 """
 
 
-def test_a_run_writes_into_its_workdir_alone_and_calls_nobody(tmp_path):
+def test_a_run_writes_into_its_workdir_alone_and_calls_nobody(
+    tmp_path, tmp_path_factory
+):
     for name in ("home", "tmp", "here", "run"):
         (tmp_path / name).mkdir()
     environment = os.environ | {
@@ -146,6 +148,9 @@ def test_a_run_writes_into_its_workdir_alone_and_calls_nobody(tmp_path):
         "TMPDIR": str(tmp_path / "tmp"),
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Keras imports matplotlib where it is installed, and that keeps a list
+        # of the machine's fonts.
+        "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),
     }
     for name in ("KERAS_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         environment.pop(name, None)
