@@ -260,6 +260,7 @@ def test_an_online_teacher_answers_part_by_part():
     assert_near(state(4), state(1))
 
 
+@pytest.mark.slow
 def test_xla_compiles_the_loop():
     model = trainable(real_network(), steps=2)
     fit(model, num_steps=1)

@@ -215,6 +215,7 @@ def test_labels_that_count_from_one_are_noticed_while_they_are_read(
     assert "--tfrecord_first_label" in message
 
 
+@pytest.mark.slow
 def test_files_that_vanish_or_break_on_the_way_are_named(
     photos, tmp_path, capsys, few_blocks
 ):

@@ -277,6 +277,7 @@ def test_labels_of_other_images_are_refused(
         assert "another source" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_loop_on_two_devices(photos, tmp_path, capsys):
     flags = [
         *folder_flags(photos),

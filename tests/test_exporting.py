@@ -163,6 +163,7 @@ def broken(network, path, view, class_names):
     damaged.save(path)
 
 
+@pytest.mark.slow
 def test_what_says_something_else_is_not_left_standing(
     workdir, tmp_path, monkeypatch, capsys
 ):

@@ -582,6 +582,7 @@ def test_a_model_that_computes_in_bfloat16(model, tmp_path):
     assert_same(arrays_of(half), arrays_of(model))
 
 
+@pytest.mark.slow
 def test_a_network_of_88_blocks(tmp_path):
     depth = efficientnet.VARIANTS["l2"].depth
     # Keras walks a new graph by recursion, in more frames than Python allows

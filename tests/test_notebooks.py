@@ -171,7 +171,7 @@ def test_released_weights(few_blocks, tmp_path, monkeypatch):
     workdir = root / "runs" / "released_weights"
     (record,) = results(workdir / "evaluate")
     assert record["num_examples"] == 1000 and record["image_size"] == 32
-    assert "the head is new" in text
+    assert "the last layer is new" in text
     (record,) = results(workdir)
     assert record["phase"] == "teach" and record["steps"] == 3
 

@@ -115,6 +115,7 @@ def test_computes_the_same_bits(monkeypatch):
         assert variable.trainable or (one != old).any(), variable.path
 
 
+@pytest.mark.slow
 def test_together_with_bfloat16_parts_and_two_replicas(two_replicas):
     with two_replicas.scope():
         expected, logs = trained(False)
@@ -144,6 +145,7 @@ def test_the_network_that_is_saved_is_the_ordinary_one(tmp_path):
     rematerialization.rematerialized(network)(pixels)
 
 
+@pytest.mark.slow
 def test_xla_does_not_undo_it():
     # XLA could find the second computation to be the first one again. Each
     # swish and each gate has one sigmoid, which gradients take as it is.

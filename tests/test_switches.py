@@ -203,6 +203,7 @@ def store_probs(run, iteration, probs):
     return labels
 
 
+@pytest.mark.slow
 def test_a_noised_teacher_labels_otherwise_but_repeatably(teacher, tmp_path):
     probs = {}
     for name, noise in (
@@ -589,6 +590,7 @@ def test_finetuning_leaves_the_first_blocks_alone(teacher, tmp_path):
     np.testing.assert_allclose(rates[:-1], expected[1:], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_finetuned_model_takes_the_place_of_the_trained(teacher, tmp_path):
     workdir = tmp_path / "run"
     flags = [f"--workdir={workdir}", f"--init_from={teacher}"]
@@ -691,8 +693,17 @@ def test_settings_without_students_or_noise_are_read_back(tmp_path):
 
 def test_finetuning_that_does_harm_is_told(tmp_path, capsys):
     workdir = Workdir(tmp_path)
-    workdir.append_result({"phase": "teach", "iteration": 0, "top1": 0.61}, 1)
+    record = {
+        "phase": "teach",
+        "iteration": 0,
+        "variant": "b0",
+        "top1": 0.61,
+        "top5": 1.0,
+        "num_examples": 100,
+        "steps": 1,
+    }
+    workdir.append_result(record, 1)
     for top1, is_told in ((0.45, True), (0.7, False)):
-        record = {"phase": "finetune", "iteration": 0, "top1": top1}
+        record |= {"phase": "finetune", "top1": top1}
         learning.warn_if_worse(workdir, record, "a.keras")
         assert ("61.00% before" in capsys.readouterr().out) == is_told
