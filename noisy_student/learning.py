@@ -127,7 +127,7 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
         "image_size": image_size,
         "steps": steps,
     }
-    watching.log_accuracy(directory, record)
+    watching.log_accuracy(run, directory, record)
     workdir.append_result(record, time.monotonic() - started)
     if record["top1"] is None:
         print(f"  {role} is trained: {path}")

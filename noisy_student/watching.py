@@ -9,13 +9,16 @@ import collections
 import numpy as np
 
 from noisy_student.data.sources import printable
+from noisy_student.evaluation import predictions
 from noisy_student.reporting import console
 from noisy_student.reporting import contact_sheet
 from noisy_student.reporting import event_files
 from noisy_student.reporting import progress
+from noisy_student.reporting.report import mistakes
 from noisy_student.training import curves
 
 IMAGES_SHOWN = 2 * contact_sheet.COLUMNS  # of each kind
+CLASSES_DRAWN = 1000  # in a matrix of a pixel for each pair
 NAME_LENGTH = 16  # characters that fit below an image
 
 
@@ -146,15 +149,21 @@ def log_selection(run, iteration, confidence, summary):
     )
 
 
-def log_accuracy(directory, record):
-    """Tell TensorBoard how good a trained model is.
+def log_accuracy(run, directory, record):
+    """Tell TensorBoard how good a trained model is, and what it confuses.
 
     Args:
-        directory: Of the training.
+        run: The `Run`.
+        directory: Of the training, with the model's answers.
         record: Of `results.json`.
     """
-    if record["top1"] is not None:
-        values = [event_files.scalar(k, record[k]) for k in ("top1", "top5")]
-        event_files.write(
-            event_folder(directory), "evaluation", record["steps"], values
-        )
+    if record["top1"] is None:
+        return
+    values = [event_files.scalar(k, record[k]) for k in ("top1", "top5")]
+    if run.num_classes <= CLASSES_DRAWN:
+        path = predictions.path_of(directory, run.evaluation.fingerprint)
+        counts = mistakes.confusion(predictions.load(path), run.num_classes)
+        values.append(event_files.matrix("confusion", counts))
+    event_files.write(
+        event_folder(directory), "evaluation", record["steps"], values
+    )

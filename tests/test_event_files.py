@@ -88,6 +88,18 @@ def test_files_that_cannot_be_written_cost_a_line_and_nothing_else(
     assert capsys.readouterr().out.count("disk is full") == 1
 
 
+def test_a_matrix_is_black_where_all_of_a_row_went(tmp_path):
+    counts = np.array([[0, 4], [1, 1]])
+    value = event_files.matrix("confusion", counts)
+    event_files.write(tmp_path, "evaluation", 7, [value])
+    ((step, picture),) = points(tmp_path)["confusion"]
+    pixels = tf.io.decode_png(picture.encoded_image_string).numpy()
+    assert step == 7 and pixels.shape == (480, 480, 1)
+    cells = pixels[::240, ::240, 0]
+    assert cells.tolist() == [[255, 0], [128, 128]]
+    assert (pixels[:240, 240:] == 0).all()
+
+
 def test_a_histogram_has_the_counts_between_its_edges(tmp_path):
     counts, edges = np.histogram([0.1, 0.1, 0.9], 4, (0, 1))
     part = event_files.histogram("confidence", counts, edges).histo

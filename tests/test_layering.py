@@ -61,7 +61,7 @@ ALLOWED = {
         "training",
         "watching",
     },
-    "watching": {"data", "reporting", "training"},
+    "watching": {"data", "evaluation", "reporting", "training"},
     "finished": {
         "assembly",
         "command_line",

@@ -97,6 +97,8 @@ def test_tensorboard_is_told_what_the_metrics_say(first_run, iteration):
     results = json.loads((workdir / "results.json").read_text())
     top1 = [r["top1"] for r in results if "top1" in r][iteration]
     assert found["top1"] == [(10, pytest.approx(top1))]
+    ((step, matrix),) = found["confusion"]
+    assert step == 10 and matrix.height == 480  # 48 pixels a class
     ((step, image),) = found["what the network is shown"]
     assert step == 0
     pixels = tf.io.decode_png(image.encoded_image_string).numpy()

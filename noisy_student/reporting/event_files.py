@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 BUCKETS = 30  # of a histogram; TensorBoard shows as many
+MATRIX_SIDE = 480  # pixels, about
 FIRST_STEP = 1  # of a curve; at 0 stands what precedes a training
 
 
@@ -47,6 +48,20 @@ def image(tag, png):
         encoded_image_string=png,
     )
     return tf.compat.v1.Summary.Value(tag=tag, image=picture)
+
+
+def matrix(tag, counts):
+    """Counts in rows and columns as a picture, as part of an event.
+
+    Args:
+        tag: Its title.
+        counts: `(n, n)`; white is none of a row, black is all of it.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    pixels = np.rint(255 * (1 - shares)).astype(np.uint8)
+    cell = max(1, MATRIX_SIDE // len(pixels))
+    pixels = pixels.repeat(cell, axis=0).repeat(cell, axis=1)
+    return image(tag, tf.io.encode_png(pixels[..., np.newaxis]).numpy())
 
 
 def histogram(tag, counts, edges):
