@@ -321,6 +321,7 @@ def test_json_describes_the_model(noisy_model):
     )
 
 
+@pytest.mark.slow
 def test_saved_model_loads_in_a_new_process(noisy_model, tmp_path):
     pixels = random_pixels(16)
     half = efficientnet.build_model(

@@ -427,6 +427,7 @@ def test_labels_that_do_not_count_from_one(tmp_path):
         contents(labeled(tmp_path, "train"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_blocks")
 def test_imagenet_is_trained_on_and_evaluated(roots, tmp_path, capsys):
     """With the recipe's own names of the splits, folders as they unpack."""

@@ -171,6 +171,7 @@ def test_xla_does_not_undo_it():
     assert again - plain == 7, (plain, again)
 
 
+@pytest.mark.slow
 def test_a_run_with_all_flags_for_large_models(tmp_path):
     flags = (
         "--students=",
