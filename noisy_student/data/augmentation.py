@@ -53,7 +53,20 @@ def make_augment(
     large images, and comes before it on small ones.
     """
 
-    def noise(image, seed):
+    def noise(pixels, seed):
+        erased = randaugment.erases(
+            randaugment_num_ops,
+            randaugment_magnitude,
+            image_size,
+            seed=seed,
+            translate_const=translate_const,
+        )
+        if erased is None:
+            image = pixels()
+        else:
+            # Any image does where nothing is left of it: this one costs less.
+            black = tf.zeros([image_size, image_size, 3], tf.uint8)
+            image = tf.cond(erased, lambda: black, pixels)
         image = randaugment.randaugment(
             image,
             randaugment_num_ops,
@@ -78,24 +91,36 @@ def make_augment(
             return view(image_bytes)
         # `split` draws other numbers for int32, which a notebook would give.
         seeds = tf.random.split(tf.cast(seed, tf.int64), 3)
-        if not random_crop:
-            image = tf.clip_by_value(view(image_bytes), 0.0, 255.0)
-            return noise(tf.cast(image, tf.uint8), seeds[2])
-        if crop == "resized":
-            image = preprocessing.random_resized_crop(
-                image_bytes, image_size, seed=seeds[0]
+
+        def mirrored(image):
+            if not flip:
+                return image
+            return preprocessing.random_flip(image, seed=seeds[1])
+
+        def whole():
+            image = decoding.decode(image_bytes)
+            return preprocessing.resize(image, image_size)
+
+        def window():
+            return mirrored(
+                preprocessing.random_resized_crop(
+                    image_bytes, image_size, seed=seeds[0]
+                )
             )
-            if flip:
-                image = preprocessing.random_flip(image, seed=seeds[1])
-            return noise(image, seeds[2])
-        image = decoding.decode(image_bytes)
-        image = noise(preprocessing.resize(image, image_size), seeds[2])
+
+        def clipped():
+            image = tf.clip_by_value(view(image_bytes), 0.0, 255.0)
+            return tf.cast(image, tf.uint8)
+
+        if not random_crop:
+            return noise(clipped, seeds[2])
+        if crop == "resized":
+            return noise(window, seeds[2])
+        image = noise(whole, seeds[2])
         if crop_padding:
             image = preprocessing.pad_and_crop(
                 image, crop_padding, seed=seeds[0]
             )
-        if flip:
-            image = preprocessing.random_flip(image, seed=seeds[1])
-        return image
+        return mirrored(image)
 
     return augment

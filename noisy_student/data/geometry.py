@@ -53,6 +53,9 @@ def shear_y(image, slope, sign):
 
 def translate(image, pixels, sign, axis):
     """Fetch from `pixels` further down (axis 0) or right (axis 1), or back."""
+    known = image.shape[axis]
+    if known is not None and pixels >= known:
+        return tf.fill(tf.shape(image), GREY)
     pixels, size = np.float32(pixels), tf.shape(image)
     if pixels % 1:
         x, y = [sign * pixels if axis == a else 0.0 for a in (1, 0)]
