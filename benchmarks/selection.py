@@ -31,7 +31,7 @@ from benchmarks import measuring
 from noisy_student.pseudo_labels import selection
 from noisy_student.pseudo_labels.rows import top_dtype
 from noisy_student.pseudo_labels.store import LabelStore
-from noisy_student.reporting import console
+from noisy_student.reporting import selection_summary
 
 NUM_CLASSES = 1000
 IMAGES_PER_CLASS = 130_000  # at 100 million rows
@@ -74,7 +74,7 @@ def functions(count):
         return lambda: selection.subsample(copies, half, seed=0)
 
     def summarize(confidence, classes, copies):
-        return console.selection_summary(
+        return selection_summary.summarize(
             confidence,
             classes,
             copies,

@@ -30,6 +30,7 @@ from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
 from noisy_student.reporting import console
+from noisy_student.reporting import selection_summary
 from noisy_student.run import open_run
 from noisy_student.training import distribution
 
@@ -194,7 +195,7 @@ def _select(run, iteration):
         copies = selection.subsample(
             copies, config.max_unlabeled, seed=run.seed(iteration, 7)
         )
-    summary = console.selection_summary(
+    summary = selection_summary.summarize(
         confidence,
         predicted_class,
         copies,
@@ -205,7 +206,7 @@ def _select(run, iteration):
     )
     watching.log_selection(run, iteration, confidence, summary)
     labels.write_copies(copies, summary)
-    print(console.selection_text(summary))
+    print(selection_summary.text(summary))
 
 
 def distill(run, iteration=None):

@@ -130,7 +130,7 @@ def log_selection(run, iteration, confidence, summary):
         run: The `Run`.
         iteration: Of the student.
         confidence: float `(N,)`, NaN where there is none.
-        summary: Of `console.selection_summary`.
+        summary: Of `selection_summary.summarize`.
     """
     counts, edges = np.histogram(confidence, event_files.BUCKETS, (0, 1))
     names = ("num_above_threshold", "num_kept", "num_selected")

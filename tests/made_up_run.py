@@ -14,7 +14,7 @@ from noisy_student.files import write_json
 from noisy_student.files import write_text
 from noisy_student.pseudo_labels import selection
 from noisy_student.pseudo_labels.store import LabelStore
-from noisy_student.reporting import console
+from noisy_student.reporting import selection_summary
 
 PICTURES = 24  # different ones; the files are links to them
 
@@ -171,7 +171,7 @@ def _label(directory, source, evaluation, iteration, rng):
     copies = selection.select(
         confidence, predicted_class, **rows, images_per_class=per_class, seed=1
     )
-    summary = console.selection_summary(
+    summary = selection_summary.summarize(
         confidence,
         predicted_class,
         copies,

@@ -5,6 +5,7 @@ import numpy as np
 
 from noisy_student.data import sources
 from noisy_student.reporting import console
+from noisy_student.reporting import selection_summary
 
 
 def test_data_summary_counts_images_steps_and_passes():
@@ -28,7 +29,7 @@ def test_selection_says_what_it_kept_and_which_class_is_empty():
     confidence = np.array([0.9, 0.2, 0.8, np.nan], np.float32)
     classes = np.array([0, 0, 1, 0])
     copies = np.array([2, 0, 2, 0], np.uint32)
-    summary = console.selection_summary(
+    summary = selection_summary.summarize(
         confidence,
         classes,
         copies,
@@ -39,7 +40,7 @@ def test_selection_says_what_it_kept_and_which_class_is_empty():
     assert summary["num_undecodable"] == 1
     assert summary["above_threshold_per_class"] == [1, 1, 0]
     assert summary["selected_per_class"] == [2, 2, 0]
-    text = console.selection_text(summary)
+    text = selection_summary.text(summary)
     assert "2 of 4 images" in text and "wolf" in text
 
 
@@ -77,7 +78,7 @@ def test_top_5_of_five_classes_says_nothing():
 
 def test_a_threshold_that_filters_nothing_is_told():
     for names, is_told in ((("a", "b", "c"), True), (tuple("abcd"), False)):
-        summary = console.selection_summary(
+        summary = selection_summary.summarize(
             np.array([0.4, 0.9]),
             np.array([0, 1]),
             np.ones(2, np.uint32),
@@ -85,5 +86,5 @@ def test_a_threshold_that_filters_nothing_is_told():
             images_per_class=None,
             class_names=names,
         )
-        text = console.selection_text(summary)
+        text = selection_summary.text(summary)
         assert ("nothing is filtered" in text) == is_told

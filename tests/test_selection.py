@@ -11,7 +11,7 @@ from conftest import BUNDLED
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import grouping
 from noisy_student.pseudo_labels import selection
-from noisy_student.reporting import console
+from noisy_student.reporting import selection_summary
 
 GOLDEN_CASES = ("upsample", "no_upsample", "high_min_threshold")
 NEVER_UP, ALWAYS_UP = 1.0, 0.0  # draws, which are compared with the fraction
@@ -591,7 +591,7 @@ def test_memory_is_a_few_bytes_a_row(share):
     peaks = {
         "select": lambda: selection.select(*rows, **settings),
         "official": lambda: selection.select_official_bins(*rows, **settings),
-        "summary": lambda: console.selection_summary(
+        "summary": lambda: selection_summary.summarize(
             *rows,
             copies,
             threshold=0.3,

@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says on the terminal: plain text made of plain values."""
 
-import numpy as np
 from absl import logging
 
 # More names than this would bury what matters; the files hold them all.
 NAMES_SHOWN = 10
-
-# Below this share of the images a selection deserves a second look.
-FEW_KEPT = 0.01
-
-# Of a selection that are counted together: there may be hundreds of millions.
-ROWS_AT_ONCE = 1 << 16
 
 
 def role(iteration):
@@ -151,120 +144,6 @@ def print_loaded(loaded):
             f"  it begins with a file's weights ({loaded.kind}, "
             f"{loaded.num_tensors} tensors){head}"
         )
-
-
-def selection_summary(
-    confidence,
-    predicted_class,
-    copies,
-    *,
-    threshold,
-    images_per_class,
-    class_names,
-    ceiling=None,
-):
-    """The content of `selection.json`.
-
-    Args:
-        confidence: float `(N,)`.
-        predicted_class: integer `(N,)`.
-        copies: uint32 `(N,)` of `selection.select`.
-        threshold: Confidence that was needed.
-        images_per_class: K, or None without balancing.
-        class_names: Tuple of C names.
-        ceiling: Confidence that was not to be passed, or None.
-
-    Returns:
-        Dict.
-    """
-    num_classes = len(class_names)
-    above, kept, selected = np.zeros((3, num_classes), np.int64)
-    num_undecodable = 0
-    for start in range(0, len(confidence), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        values, classes, times = (
-            rows[part] for rows in (confidence, predicted_class, copies)
-        )
-        num_undecodable += int(np.isnan(values).sum())
-        passed = values > threshold  # which NaN does not
-        if ceiling is not None:
-            passed &= values <= ceiling
-        chosen = times > 0
-        above += np.bincount(classes[passed], minlength=num_classes)
-        kept += np.bincount(classes[chosen], minlength=num_classes)
-        # Weights are summed as float64, exactly.
-        selected += np.bincount(
-            classes[chosen], times[chosen], minlength=num_classes
-        ).astype(np.int64)
-    return {
-        "confidence_threshold": threshold,
-        "confidence_ceiling": ceiling,
-        "images_per_class": images_per_class,
-        "num_images": len(confidence),
-        "num_undecodable": num_undecodable,
-        "num_above_threshold": int(above.sum()),
-        "num_kept": int(kept.sum()),
-        "num_selected": int(selected.sum()),
-        "class_names": list(class_names),
-        "above_threshold_per_class": above.tolist(),
-        "kept_per_class": kept.tolist(),
-        "selected_per_class": selected.tolist(),
-    }
-
-
-def selection_text(summary):
-    """A selection in a few lines.
-
-    Args:
-        summary: Of `selection_summary`.
-
-    Returns:
-        Text.
-    """
-    ceiling = summary["confidence_ceiling"]
-    lines = [
-        f"  {summary['num_above_threshold']} of {summary['num_images']} images "
-        f"have a confidence above {summary['confidence_threshold']}"
-        + (f", up to {ceiling}" if ceiling is not None else ""),
-    ]
-    least = 1 / len(summary["class_names"])
-    if summary["confidence_threshold"] < least:
-        lines.append(
-            f"  warning: of {len(summary['class_names'])} classes the surest "
-            f"has at least {least:.2f}, so nothing is filtered: "
-            "--mode=select --confidence_threshold=0.8 would be a filter"
-        )
-    kept = (
-        f"{summary['num_kept']} different images, "
-        f"{summary['num_selected']} with duplicates"
-    )
-    per_class = summary["images_per_class"]
-    if per_class is None:
-        lines.append(f"  selected: {kept}")
-    else:
-        above = summary["above_threshold_per_class"]
-        lines.append(
-            f"  balanced to {per_class} a class (they had {min(above)} to "
-            f"{max(above)}): {kept}"
-        )
-    kept_share = summary["num_kept"] / max(1, summary["num_images"])
-    if kept_share < FEW_KEPT:
-        lines.append(f"  warning: only {kept_share:.2%} of the images are kept")
-    empty = [
-        name
-        for name, count in zip(
-            summary["class_names"], summary["kept_per_class"], strict=True
-        )
-        if not count
-    ]
-    if empty:
-        shown = ", ".join(empty[:NAMES_SHOWN])
-        more = ", ..." if len(empty) > NAMES_SHOWN else ""
-        lines.append(
-            f"  warning: no image was kept for {len(empty)} of "
-            f"{len(summary['class_names'])} classes: {shown}{more}"
-        )
-    return "\n".join(lines)
 
 
 def accuracy_text(record, num_classes):
