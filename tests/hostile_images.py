@@ -4,6 +4,7 @@
 `kinds()` makes them; each says whether it can be decoded, and to what size.
 """
 
+import functools
 import io
 import struct
 import zipfile
@@ -295,8 +296,9 @@ def _no_images():
     }
 
 
+@functools.cache
 def too_large():
-    """Kilobytes that would be gigabytes of pixels."""
+    """Kilobytes that would be gigabytes of pixels; seconds to make, so kept."""
     side = 10_000
     plain = encode(photo(), "JPEG")
     before = Image.MAX_IMAGE_PIXELS
