@@ -17,14 +17,20 @@ from noisy_student.errors import UserError
 from noisy_student.workdir import Workdir
 
 
-def test_a_signal_ends_what_is_no_training():
+@pytest.mark.parametrize(
+    "before",
+    # The second is what nohup and background jobs of a shell begin with.
+    [signal.default_int_handler, signal.SIG_IGN],
+)
+def test_a_signal_ends_what_is_no_training(before):
+    at_start = signal.signal(signal.SIGINT, before)
     with (
         pytest.raises(stopping.Stopped, match="SIGTERM") as raised,
         stopping.signals(),
     ):
         os.kill(os.getpid(), signal.SIGTERM)
     assert raised.value.exit_code == 143
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, at_start) is before
 
 
 def test_a_step_of_training_is_finished_first():
