@@ -85,9 +85,7 @@ def make_trainable(run, phase, iteration, *, num_labeled):
         weights come from.
     """
     config = run.config
-    keras.utils.set_random_seed(
-        run.seed(iteration, 4 if phase == "finetune" else 0)
-    )
+    keras.utils.set_random_seed(run.seed(f"network of {phase}", iteration))
     # Of what one device computes at once.
     labeled, unlabeled = (
         size // run.num_replicas // config.accumulation_steps

@@ -34,7 +34,6 @@ def make_batches(run, phase, iteration, skipped=(), skipped_unlabeled=()):
         Function from the number of steps done to a dataset.
     """
     config = run.config
-    purposes = {"labeled": 1, "unlabeled": 2, "finetune": 5}
     image_size = run.image_size(iteration)
     if phase == "finetune":
         image_size = run.finetuning_size(iteration)
@@ -51,7 +50,7 @@ def make_batches(run, phase, iteration, skipped=(), skipped_unlabeled=()):
     def part(name, examples, batch_size, first_step):
         stream = pipelines.stream(
             examples,
-            seed=run.seed(iteration, purposes[name]),
+            seed=run.seed(f"{name} images", iteration),
             shuffle_buffer=config.shuffle_buffer,
             start=first_step * batch_size,
         )

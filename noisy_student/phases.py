@@ -189,11 +189,13 @@ def _select(run, iteration):
             **rows,
             images_per_class=images_per_class,
             duplicate=config.duplicate,
-            seed=run.seed(iteration, 3),
+            seed=run.seed("selection", iteration),
         )
     if config.max_unlabeled:
         copies = selection.subsample(
-            copies, config.max_unlabeled, seed=run.seed(iteration, 7)
+            copies,
+            config.max_unlabeled,
+            seed=run.seed("max_unlabeled", iteration),
         )
     summary = selection_summary.summarize(
         confidence,

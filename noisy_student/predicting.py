@@ -47,7 +47,17 @@ def labels_of(run, iteration, source, shards):
     with run.strategy.scope():
         network = assembly.load_teacher(run, iteration)
     augment = batches.make_teacher_augment(run, iteration)
-    yield from _predict(run, network, augment, source, shards)
+    yield from _predict(
+        run,
+        network,
+        augment,
+        source,
+        shards,
+        # A noised teacher's draws depend on itself and the shard alone.
+        seed_of=lambda shard: run.seed(
+            "noise of the teacher", iteration, shard
+        ),
+    )
 
 
 def accuracy_of(run, iteration):
@@ -109,15 +119,24 @@ def _accuracy(run, network, directory):
     return accuracy.result()
 
 
-def _predict(run, network, augment, source, shards):
+def _predict(run, network, augment, source, shards, **options):
     for shard, probs, labels in answers_of(
-        run, network, augment, source, shards
+        run, network, augment, source, shards, **options
     ):
         _check_there(source, shard, probs)
         yield shard, probs, labels
 
 
-def answers_of(run, network, augment, source, shards, *, softmax=True):
+def answers_of(
+    run,
+    network,
+    augment,
+    source,
+    shards,
+    *,
+    softmax=True,
+    seed_of=lambda shard: 0,
+):
     """What a network says to the images of some shards.
 
     Args:
@@ -128,6 +147,8 @@ def answers_of(run, network, augment, source, shards, *, softmax=True):
         source: The `Source`.
         shards: Their numbers.
         softmax: Whether the rows are logits that become probabilities.
+        seed_of: Function from a shard's number to the seed of what is random,
+            if anything is.
 
     Yields:
         Triples (shard, rows, labels) as `predict.predict_shards` gives them.
@@ -149,8 +170,7 @@ def answers_of(run, network, augment, source, shards, *, softmax=True):
             image_size=network.input_shape[1],
             augment=augment,
             batch_size=_batch_size(run, source),
-            # A noised teacher's draws depend on the shard alone.
-            seed_of=lambda shard: run.seed(6, shard),
+            seed_of=seed_of,
             reseed=functools.partial(stochastic_depth.reseed_noise, network),
             jit_compile=distribution.uses_xla(run.strategy),
             on_images=progress.add,

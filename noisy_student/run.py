@@ -6,10 +6,11 @@ networks and batches of them.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from noisy_student.command_line import RUN_FLAGS
@@ -126,10 +127,17 @@ class Run:
             },
         }
 
-    def seed(self, *purpose):
-        """A seed of 31 bits for one purpose, a tuple of small integers."""
-        sequence = np.random.SeedSequence([self.config.seed, *purpose])
-        return int(sequence.generate_state(1)[0] >> 1)
+    def seed(self, purpose, *numbers):
+        """A seed of 31 bits, another one for each purpose.
+
+        Args:
+            purpose: A name. Numbers alone would meet: the noise of shard 3 and
+                the selection of iteration 3.
+            *numbers: Integers: of an iteration, of a shard.
+        """
+        of = json.dumps([self.config.seed, purpose, *map(int, numbers)])
+        digest = hashlib.sha256(of.encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
 
 
 def open_run(config):

@@ -16,6 +16,7 @@ from noisy_student import batches
 from noisy_student import command_line
 from noisy_student import learning
 from noisy_student import phases
+from noisy_student import predicting
 from noisy_student import prerequisites
 from noisy_student.config import Config
 from noisy_student.errors import UserError
@@ -121,6 +122,58 @@ def test_reseeded_noise_is_a_function_of_the_seed():
     np.testing.assert_array_equal(first, second)
     assert (first[0] != first[1]).any()
     assert (first[0] != draw(8)[0]).any()
+
+
+def test_layers_and_replicas_draw_apart_from_each_other():
+    """Replica 1 of a layer must not draw what replica 0 of the next draws."""
+    inputs = keras.Input((8,))
+    outputs = inputs
+    for _ in range(3):
+        outputs = stochastic_depth.Dropout(0.5)(outputs)
+    network = keras.Model(inputs, outputs)
+    stochastic_depth.reseed_noise(network, 2**31 - 1)
+    numbers = sorted(
+        int(layer.seed_generator.state.numpy()[0])
+        for layer in network.layers[1:]
+    )
+    assert min(np.diff(numbers)) > 4096
+
+
+def test_every_purpose_has_a_seed_of_its_own(tmp_path):
+    run = digits_run(tmp_path)
+    other = digits_run(tmp_path, seed=1)
+    # As iteration, as shard, as both, and none at all.
+    numbers = [(), *((k,) for k in range(40)), *((1, k) for k in range(40))]
+    names = ("selection", "max_unlabeled", "noise of the teacher", "preview")
+    names += ("labeled images", "unlabeled images", "network of teach")
+    seeds = [
+        r.seed(name, *of)
+        for r in (run, other)
+        for name in names
+        for of in numbers
+    ]
+    assert len(set(seeds)) == len(seeds) and 0 <= min(seeds)
+    assert max(seeds) < 2**31
+    # The same in every process and for numbers of any type.
+    assert run.seed("selection", np.int64(1)) == run.seed("selection", 1)
+    assert run.seed("selection", 1) == 1164040577
+
+
+def test_a_noised_teacher_draws_anew_in_each_iteration(tmp_path, teacher):
+    run = digits_run(tmp_path, teacher_noise="dropout", dropout_rate=0.5)
+    for iteration in (0, 1):
+        run.workdir.iteration(iteration).mkdir(parents=True)
+        shutil.copy(teacher, run.workdir.trained_model(iteration))
+
+    def probs(iteration):
+        last = len(run.unlabeled.shard_sizes) - 1
+        return next(
+            predicting.labels_of(run, iteration, run.unlabeled, [last])
+        )[1]
+
+    first = probs(0)
+    np.testing.assert_array_equal(first, probs(0))
+    assert (first != probs(1)).any()
 
 
 @pytest.mark.parametrize(

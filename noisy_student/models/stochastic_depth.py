@@ -72,8 +72,9 @@ def reseed_noise(network, seed):
     """
     layers = [layer for layer in network.layers if isinstance(layer, Dropout)]
     for number, layer in enumerate(layers):
-        # (a number of the layer's own, count of its draws)
-        state = [(seed + number) % 2**31, 0]
+        # (a number of the layer's own, count of its draws); far from that of
+        # the next layer, for `ReplicaSeedGenerator` adds the replica's number.
+        state = [(seed + (number << 16)) % 2**31, 0]
         layer.seed_generator.state.assign(
             ops.cast(state, layer.seed_generator.state.dtype)
         )
