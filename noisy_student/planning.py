@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from noisy_student import assembly
 from noisy_student import batches
-from noisy_student.data import sources
 from noisy_student.data import tfds_source
 from noisy_student.errors import UserError
 from noisy_student.models import accounting
@@ -63,14 +62,13 @@ def make_plan(config):
     """
     labeled, num_classes = _images(config, "labeled")
     unlabeled, _ = _images(config, "unlabeled")
-    evaluation, _ = _images(config, "eval")
+    names = labeled.class_names if labeled else None
+    evaluation, _ = _images(config, "eval", names)
     if labeled is None:
         raise UserError(
             "there are no labeled images to plan for: give --labeled_dir=DIR, "
             "--dataset=NAME or --labeled_tfrecords=GLOB"
         )
-    if evaluation and labeled.class_names and evaluation.class_names:
-        sources.check_same_classes(labeled, evaluation)
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
@@ -153,11 +151,11 @@ def _costs(run, iteration, image_size, num_classes):
     )
 
 
-def _images(config, role):
+def _images(config, role, class_names=None):
     """(`Images` or None, number of classes or None) of a role."""
     error = None
     try:
-        source = open_source(config, role)
+        source = open_source(config, role, class_names)
     except UserError as caught:
         source, error = None, caught
     if source is not None:

@@ -116,7 +116,17 @@ def _accuracy(run, network, directory):
     }
     path = predictions.path_of(directory, source.fingerprint)
     predictions.save(path, answers, about)
+    _tell_absent(run, predictions.load(path))
     return accuracy.result()
+
+
+def _tell_absent(run, found):
+    """Say which classes the accuracy leaves out, unless it is known already."""
+    seen = set(found.label[found.decoded].tolist())
+    names = run.class_names
+    absent = [name for k, name in enumerate(names) if k not in seen]
+    if absent and set(absent) != set(run.evaluation.absent):
+        print(console.absent_text(absent))
 
 
 def _predict(run, network, augment, source, shards, **options):

@@ -173,8 +173,6 @@ def open_run(config):
         unlabeled=open_source(config, "unlabeled"),
         evaluation=evaluation,
     )
-    if labeled and evaluation:
-        sources.check_same_classes(labeled, evaluation)
     for iteration in range(run.last_iteration + 1):
         distribution.check_divisible(
             run.num_replicas,
@@ -236,16 +234,27 @@ def open_source(config, role, class_names=None):
     Args:
         config: A `Config`.
         role: `labeled`, `unlabeled` or `eval`.
-        class_names: Those of the labeled images, for evaluation files.
+        class_names: Those of the model, for evaluation images: their labels
+            are then numbered as it numbers its classes.
 
     Raises:
-        UserError: If it is not there or not as it should be.
+        UserError: If it is not there or not as it should be, or has a class
+            that is none of `class_names`.
     """
+    source = _open_source(config, role, class_names)
+    if source and class_names:
+        return sources.with_classes(source, class_names)
+    return source
+
+
+def _open_source(config, role, class_names):
     directory = getattr(config, f"{role}_dir")
     pattern = getattr(config, f"{role}_tfrecords")
     has_labels = role != "unlabeled"
     if directory and has_labels:
-        return imagenet_folders.labeled_folder(directory)
+        return imagenet_folders.labeled_folder(
+            directory, evaluation=bool(class_names)
+        )
     if directory:
         return folder_sources.image_folder(directory)
     if pattern:

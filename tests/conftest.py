@@ -81,11 +81,11 @@ def make_finished_run(path, class_names, **settings):
 
     config = Config(
         workdir=str(path),
-        labeled_dir="gone/labeled",
-        unlabeled_dir="gone/unlabeled",
-        eval_dir="gone/eval",
-        students="",
         **{
+            "labeled_dir": "gone/labeled",
+            "unlabeled_dir": "gone/unlabeled",
+            "eval_dir": "gone/eval",
+            "students": "",
             "width": 0.1,
             "depth": 0.1,
             "image_size": 16,

@@ -832,18 +832,48 @@ def test_known_split_of_data_that_are_here(prepared, tmp_path):
 # Checks across sources
 
 
-def named(name, *classes):
-    return sources.Source(name, (1,), classes, "", None, None, None)
+@pytest.mark.parametrize(
+    ("present", "empty"),
+    [
+        (("2", "10"), ()),
+        (("2", "10", "9"), ("1",)),
+        (("9",), ("1", "10")),
+        (("10", "9", "1", "2"), ()),
+    ],
+    ids=["lacks classes", "has one empty", "only one class", "all"],
+)
+def test_evaluation_classes_are_known_by_name(tmp_path, present, empty):
+    # By their bytes 10 comes before 2: the set alone would number them so.
+    model = ("9", "2", "10", "1")
+    for name in present:
+        write(tmp_path / name / "deep" / "a.jpg", jpeg(int(name)))
+    for name in empty:
+        (tmp_path / name).mkdir()
+    plain = folder_sources.class_folders(tmp_path, evaluation=True)
+    source = sources.with_classes(plain, model)
+    expected = {jpeg(int(name)): model.index(name) for name in present}
+    assert dict(contents(source)) == dict(interleaved(source)) == expected
+    assert source.class_names == model
+    assert source.absent == tuple(n for n in model if n not in present)
+    assert source.fingerprint != plain.fingerprint
+    again = folder_sources.class_folders(tmp_path, evaluation=True)
+    again = sources.with_classes(again, model)
+    assert again.fingerprint == source.fingerprint
 
 
-def test_check_same_classes():
-    sources.check_same_classes(named("a", "x", "y"), named("b", "x", "y"))
-    with fails("b differ from those of a: it lacks 1, 2, 3 and 2 more;"):
-        sources.check_same_classes(named("a", *"12345"), named("b"))
-    with fails("it lacks cat and adds Cat;"):
-        sources.check_same_classes(named("a", "cat"), named("b", "Cat"))
-    with fails("another order"):
-        sources.check_same_classes(named("a", "x", "y"), named("b", "y", "x"))
+def test_evaluation_classes_that_the_model_lacks_are_named(tmp_path):
+    for name in ("cat", "Dog", "emu", "fox", "gnu"):
+        write(tmp_path / name / "a.jpg", jpeg())
+    source = folder_sources.class_folders(tmp_path, evaluation=True)
+    with fails("has images of Dog, emu, fox and 1 more, but", "are cat, dog:"):
+        sources.with_classes(source, ("cat", "dog"))
+    assert sources.with_classes(source, source.class_names) is source
+
+
+def test_evaluation_folders_without_any_image(tmp_path):
+    (tmp_path / "cat").mkdir()
+    with fails("no class folder of", "has an image"):
+        folder_sources.class_folders(tmp_path, evaluation=True)
 
 
 def decode(encoded):

@@ -33,7 +33,7 @@ _ARCHIVE_EXTENSIONS = (b".tar", b".tgz", b".gz", b".zip")
 _SPLITS = (b"train", b"training", b"val", b"valid", b"validation", b"test")
 
 
-def class_folders(directory):
+def class_folders(directory, *, evaluation=False):
     """Labeled images: one sub-folder per class, images anywhere below it.
 
     Classes are numbered in the order of the bytes of their folders' names.
@@ -44,6 +44,9 @@ def class_folders(directory):
 
     Args:
         directory: path of the folder that holds the class folders.
+        evaluation: whether these images are for the evaluation of a model with
+            classes of its own: then a single class is enough, and an empty
+            folder is a class without images instead of a mistake.
 
     Returns:
         A `Source` whose references are absolute paths.
@@ -89,21 +92,29 @@ def class_folders(directory):
             "%s: ignoring %d images beside the class folders", name, strays
         )
 
-    images, labels, left_out = [], [], []
-    for label, folder in enumerate(folders):
+    images, labels, class_names, left_out = [], [], [], []
+    for folder in folders:
         # A link back to the root would bring in the other classes' images.
         found = list(
             images_below(folder.path, {os.path.realpath(root)}, left_out)
         )
+        if not found and evaluation:
+            continue
         if not found:
             raise UserError(
                 f"the class folder {printable(folder.path)} has no image "
                 f"({' '.join(IMAGE_EXTENSIONS)}): add some or remove the folder"
             )
         images += found
-        labels += [label] * len(found)
-    class_names = tuple(printable(folder.name) for folder in folders)
-    if len(class_names) == 1:
+        labels += [len(class_names)] * len(found)
+        class_names.append(printable(folder.name))
+    class_names = tuple(class_names)
+    if not images:
+        raise UserError(
+            f"no class folder of {name} has an image "
+            f"({' '.join(IMAGE_EXTENSIONS)}): add some"
+        )
+    if len(class_names) == 1 and not evaluation:
         raise UserError(
             f"{name} has only one class folder, {class_names[0]!r}, and "
             "there must be two or more: give the folder that holds them all"

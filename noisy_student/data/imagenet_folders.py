@@ -34,13 +34,14 @@ def synsets():
     return tuple(_lines("labels.txt"))
 
 
-def labeled_folder(directory):
+def labeled_folder(directory, *, evaluation=False):
     """Class folders, or the validation images of ImageNet as they come.
 
     Args:
         directory: as in `folder_sources.class_folders`. If it holds files such
             as ILSVRC2012_val_00000001.JPEG and no folders, their labels are
             those of ImageNet.
+        evaluation: as in `folder_sources.class_folders`.
 
     Returns:
         A `Source` whose references are absolute paths.
@@ -61,7 +62,7 @@ def labeled_folder(directory):
     ) and not any(map(folder_sources.is_folder, entries)):
         found = _numbered(path, left_out)
     if not found:
-        return folder_sources.class_folders(directory)
+        return folder_sources.class_folders(directory, evaluation=evaluation)
     images, labels = zip(*found, strict=True)
     return folder_sources.folder_source(
         path, printable(directory), images, labels, synsets(), left_out

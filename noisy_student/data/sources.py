@@ -53,6 +53,8 @@ class Source:
         example_name: (shard, row) -> str for logs, one line, printable.
         left_out: (name, reason) of what was found beside them and cannot be an
             image, both printable.
+        absent: names of the classes that have no image, as far as is known
+            before the labels are read.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Source:
     load: Callable
     example_name: Callable
     left_out: tuple[tuple[str, str], ...] = ()
+    absent: tuple[str, ...] = ()
 
     @property
     def num_examples(self):
@@ -160,33 +163,56 @@ def images_per_class(source):
     return dict(zip(source.class_names, counts.tolist(), strict=True))
 
 
-def check_same_classes(labeled, evaluation):
-    """Checks that label k means the same class in both sources.
+def with_classes(source, class_names):
+    """The same images, with their labels numbered as a model numbers classes.
+
+    A set of evaluation images may lack classes of the model, or have them in
+    another order: classes are the same if their names are.
 
     Args:
-        labeled: the `Source` a model is trained on, or its name and
-            `class_names`.
-        evaluation: likewise, what it is evaluated on.
+        source: a `Source` whose images have labels.
+        class_names: names of class 0, 1, ... of the model.
+
+    Returns:
+        A `Source` with these `class_names`, and in `absent` those that it has
+        no image of, as far as its own names tell.
 
     Raises:
-        UserError: if the class names differ, or only their order does.
+        UserError: if it has a class that is none of the model's.
     """
-    if labeled.class_names == evaluation.class_names:
-        return
-    missing = sorted(set(labeled.class_names) - set(evaluation.class_names))
-    extra = sorted(set(evaluation.class_names) - set(labeled.class_names))
-    differences = [
-        f"{verb} {', '.join(names[:3])}"
-        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for verb, names in (("lacks", missing), ("adds", extra))
-        if names
-    ]
-    raise UserError(
-        f"the classes of {evaluation.name} differ from those of "
-        f"{labeled.name}: it "
-        f"{' and '.join(differences) or 'has them in another order'}; give "
-        "both the same classes under the same names"
+    class_names = tuple(class_names)
+    if source.class_names == class_names:
+        return source
+    numbers = {name: number for number, name in enumerate(class_names)}
+    unknown = [name for name in source.class_names if name not in numbers]
+    if unknown:
+        raise UserError(
+            f"{source.name} has images of {some(unknown)}, but the model's "
+            f"classes are {some(class_names)}: evaluate on images of these "
+            "classes alone, under the same names"
+        )
+    table = [numbers[name] for name in source.class_names]
+    # Not a constant of this graph: shards are opened in several.
+    table = np.array(table, np.int64)
+
+    def open_shard(shard):
+        return source.open_shard(shard).map(
+            lambda reference, label: (reference, tf.gather(table, label))
+        )
+
+    return dataclasses.replace(
+        source,
+        class_names=class_names,
+        fingerprint=fingerprint_of([source.fingerprint, *class_names]),
+        open_shard=open_shard,
+        absent=tuple(n for n in class_names if n not in source.class_names),
     )
+
+
+def some(names):
+    """The first of some names, and how many more there are."""
+    text = ", ".join(names[:3])
+    return f"{text} and {len(names) - 3} more" if len(names) > 3 else text
 
 
 def read_error(error):

@@ -41,6 +41,8 @@ def data_summary(
         count = source.num_examples if source else 0
         text = f"{source.name}" if source else "none given"
         lines.append(f"  {name:<12}{count:>9}  {text}")
+    if evaluation and evaluation.absent:
+        lines.append(absent_text(evaluation.absent))
     if not labeled:
         return "\n".join(lines)
     steps_per_epoch = labeled.num_examples / batch_size
@@ -196,6 +198,18 @@ def results_table(records, seconds, num_classes):
         lines.append("  ".join(cells))
     lines.insert(1, "-" * len(lines[0]))
     return "\n" + "\n".join(lines)
+
+
+def absent_text(names):
+    """Says which classes an accuracy tells nothing of.
+
+    Args:
+        names: Names of classes without an evaluation image, at least one.
+    """
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = ", ..." if len(names) > NAMES_SHOWN else ""
+    kind = "class" if len(names) == 1 else f"{len(names)} classes"
+    return f"  no evaluation images of {kind} {shown}{more}"
 
 
 def warn_skipped(name, reason):
