@@ -7,10 +7,13 @@ missing, and the command that makes it.
 
 import math
 import shlex
+import zipfile
 
 import numpy as np
 
 from noisy_student.errors import UserError
+from noisy_student.evaluation import accuracy
+from noisy_student.evaluation import predictions
 from noisy_student.files import read_json
 from noisy_student.files import write_json
 from noisy_student.pseudo_labels.store import LabelStore
@@ -124,18 +127,65 @@ def check_better_than_guessing(run, iteration):
     # Of a few images nobody can tell.
     if run.config.force or not record or record["num_examples"] < 30:
         return
-    chance, count = 1 / run.num_classes, record["num_examples"]
-    # Two standard deviations of what guessing gets.
-    bound = chance + 2 * math.sqrt(chance * (1 - chance) / count)
-    if record["top1"] <= bound:
+    why = _why_at_chance(run, iteration, record)
+    if why:
         raise UserError(
             f"{console.role(iteration)} is right on {record['top1']:.2%} of "
-            f"{count} held-out images, and guessing among {run.num_classes} "
-            f"classes gets up to {bound:.2%}: give it more labeled images, "
-            "more --epochs, another --base_lr or weights to start from "
-            "(--init_from, docs/weights.md), in another --workdir, or go on "
-            "with --force"
+            f"{record['num_examples']} held-out images, {why}: give it more "
+            "labeled images, more --epochs, another --base_lr or weights to "
+            "start from (--init_from, docs/weights.md), in another --workdir, "
+            "or go on with --force"
         )
+
+
+def _why_at_chance(run, iteration, record):
+    """What shows that a model has learned nothing to teach, or None."""
+    found = _answers(run, iteration)
+    if found is None:
+        chance, count = 1 / run.num_classes, record["num_examples"]
+        bound = chance + 2 * math.sqrt(chance * (1 - chance) / count)
+        if record["top1"] > bound:
+            return None
+        return (
+            f"and guessing among {run.num_classes} classes gets up to "
+            f"{bound:.2%}"
+        )
+    labels, answers = found
+    if (labels == labels[0]).all():
+        return None  # of one class alone nobody can tell
+    counts = np.bincount(answers, minlength=run.num_classes)
+    favorite = int(counts.argmax())
+    share = counts[favorite] / len(answers)
+    true_share = (labels == favorite).mean()
+    # The other classes are answered ten times less often than they are there.
+    if 1 - share < (1 - true_share) / 10:
+        return (
+            f"but its answer to {share:.2%} of them is "
+            f"{run.class_names[favorite]}, which {true_share:.2%} are"
+        )
+    mean, deviation = accuracy.chance(labels, answers)
+    bound = mean + 2 * deviation
+    if (labels == answers).sum() > bound:
+        return None
+    return (
+        "and the same answers in random order get up to "
+        f"{bound / len(labels):.2%}"
+    )
+
+
+def _answers(run, iteration):
+    """Labels and answers for the images that a model was measured on."""
+    if run.evaluation is None:
+        return None
+    path = predictions.path_of(
+        run.workdir.model_folder(iteration), run.evaluation.fingerprint
+    )
+    try:
+        found = predictions.load(path)
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+        return None  # the record will do
+    decoded = found.decoded
+    return found.label[decoded], found.classes[decoded, 0]
 
 
 def check_complete(run, iteration):
@@ -189,7 +239,9 @@ def _check_selection(run, labels, selection):
             "lower it, or train a better teacher"
         )
     empty = selection["kept_per_class"].count(0)
-    if run.config.force or (kept >= num_classes and empty <= num_classes / 2):
+    enough = kept >= num_classes and empty <= num_classes / 2
+    # Of two classes one is not more than half, and yet nothing to learn from.
+    if run.config.force or (enough and num_classes - empty > 1):
         return
     raise UserError(
         f"{kept} of {selection['num_images']} unlabeled images are kept, and "

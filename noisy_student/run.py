@@ -23,6 +23,7 @@ from noisy_student.data import sources
 from noisy_student.data import tfds_source
 from noisy_student.data import tfrecord_source
 from noisy_student.data.sources import Source
+from noisy_student.data.tfrecord_source import FileIndex
 from noisy_student.errors import UserError
 from noisy_student.models.efficientnet import VARIANTS
 from noisy_student.pseudo_labels.store import LabelStore
@@ -44,6 +45,7 @@ class Run:
         evaluation: `Source` of the evaluation images, or None.
         known_classes: Names of the classes, while a finished model is used
             and no source is open.
+        index: `FileIndex` of the record files that were opened.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Run:
     unlabeled: Source | None
     evaluation: Source | None
     known_classes: tuple[str, ...] = ()
+    index: FileIndex | None = None
 
     @property
     def class_names(self):
@@ -106,6 +109,8 @@ class Run:
         path = self.workdir.path / RUN_FLAGS
         self.workdir.path.mkdir(parents=True, exist_ok=True)
         self.workdir.write_data(self._data())
+        if self.index:
+            self.index.save()
         # The pixels of a finetuning are not those that the run trains at.
         if self.config.mode != "finetune" or not path.exists():
             self.workdir.write_flags(write_run_flags(self.config, path))
@@ -156,9 +161,10 @@ def open_run(config):
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
-    labeled = open_source(config, "labeled")
+    index = file_index(config)
+    labeled = open_source(config, "labeled", index=index)
     evaluation = open_source(
-        config, "eval", labeled.class_names if labeled else None
+        config, "eval", labeled.class_names if labeled else None, index
     )
     if labeled is None and (config.mode != "evaluate" or evaluation is None):
         raise UserError(
@@ -170,8 +176,9 @@ def open_run(config):
         workdir=Workdir(config.workdir),
         strategy=strategy,
         labeled=labeled,
-        unlabeled=open_source(config, "unlabeled"),
+        unlabeled=open_source(config, "unlabeled", index=index),
         evaluation=evaluation,
+        index=index,
     )
     for iteration in range(run.last_iteration + 1):
         distribution.check_divisible(
@@ -228,7 +235,12 @@ def training_image_size(config, variant):
     return config.image_size or defaults.train_image_size or defaults.image_size
 
 
-def open_source(config, role, class_names=None):
+def file_index(config):
+    """What earlier commands have found out about the record files of a run."""
+    return FileIndex(Workdir(config.workdir).path / "data_index.json")
+
+
+def open_source(config, role, class_names=None, index=None):
     """The source of a role: folder, TFRecords, digits or tfds, or None.
 
     Args:
@@ -236,18 +248,21 @@ def open_source(config, role, class_names=None):
         role: `labeled`, `unlabeled` or `eval`.
         class_names: Those of the model, for evaluation images: their labels
             are then numbered as it numbers its classes.
+        index: Of `file_index`, where several sources are opened.
 
     Raises:
         UserError: If it is not there or not as it should be, or has a class
             that is none of `class_names`.
     """
-    source = _open_source(config, role, class_names)
+    index = index or file_index(config)
+    source = _open_source(config, role, class_names, index)
+    index.save()
     if source and class_names:
         return sources.with_classes(source, class_names)
     return source
 
 
-def _open_source(config, role, class_names):
+def _open_source(config, role, class_names, index):
     directory = getattr(config, f"{role}_dir")
     pattern = getattr(config, f"{role}_tfrecords")
     has_labels = role != "unlabeled"
@@ -265,6 +280,7 @@ def _open_source(config, role, class_names):
             # The evaluation files need not be scanned for their classes.
             class_names=class_names,
             first_label=config.tfrecord_first_label,
+            index=index,
         )
     if config.dataset == "digits":
         split = config.eval_split if role == "eval" else role
@@ -278,5 +294,5 @@ def _open_source(config, role, class_names):
         "download": config.download,
     }
     if config.dataset == imagenet_folders.NAME:
-        return imagenet_source.imagenet_split(split, **options)
+        return imagenet_source.imagenet_split(split, index=index, **options)
     return tfds_source.tfds_split(config.dataset, split, **options)

@@ -3,6 +3,7 @@
 
 run.flags          the settings in force
 data.json          names of the classes; which images, and how many
+data_index.json    record files: how many records each holds
 results.json       a record for each phase that ended
 times.json         seconds of the commands that ended them
 .lock              of the process that works here

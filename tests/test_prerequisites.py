@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is refused before time is wasted on it, and with which numbers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import REPOSITORY
@@ -11,6 +13,7 @@ from noisy_student import phases
 from noisy_student import prerequisites
 from noisy_student.config import Config
 from noisy_student.errors import UserError
+from noisy_student.evaluation import predictions
 from noisy_student.run import open_run
 
 
@@ -121,3 +124,83 @@ def test_a_teacher_that_guesses_is_no_teacher(make_run, top1, count, refused):
             teach(run, 1)
         forced = make_run(force=True)
         prerequisites.check_better_than_guessing(forced, 0)
+
+
+# The answers to true classes, and what is said of them; None if they will do.
+def answers(*counts):
+    """Pairs of arrays: true class and answer, as often as the counts say."""
+    rows = [(true, said) for true, said, count in counts for _ in range(count)]
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        # The larger of two unequal classes is always right at 70 %.
+        (answers((0, 0, 70), (1, 0, 30)), "100.00% of them is 0, which 70.00%"),
+        # The other one too, and nearly always is no better.
+        (answers((0, 1, 70), (1, 1, 30)), "100.00% of them is 1, which 30.00%"),
+        (
+            answers((0, 0, 499), (1, 0, 490), (1, 1, 11)),
+            "98.90% of them is 0, which 49.90%",
+        ),
+        # Guessing as often as the classes are frequent.
+        (
+            answers((0, 0, 50), (0, 1, 20), (1, 0, 21), (1, 1, 9)),
+            "in random order get up to 66.76",
+        ),
+        # Right on 80 % of nine to one, but on most of the smaller class.
+        (answers((0, 0, 150), (0, 1, 30), (1, 1, 15), (1, 0, 5)), None),
+        (answers((0, 0, 69), (1, 0, 10), (1, 1, 20), (0, 1, 1)), None),
+        # Of one class nobody can tell.
+        (answers((0, 0, 60), (0, 1, 40)), None),
+    ],
+    ids=[
+        "the larger class",
+        "the smaller class",
+        "nearly one class",
+        "a guess",
+        "unequal, but it has learned",
+        "good",
+        "one class",
+    ],
+)
+def test_a_teacher_at_chance_is_known_by_its_answers(make_run, given, why):
+    run = make_run(num_classes=None)
+    labels, said = given
+    rows = (labels, said[:, None].astype(np.uint8), np.ones((len(said), 1)))
+    about = {"name": "digits"}
+    path = predictions.path_of(
+        run.workdir.model_folder(0), run.evaluation.fingerprint
+    )
+    predictions.save(path, [rows], about)
+    top1 = float((labels == said).mean())
+    record = {
+        "phase": "teach",
+        "iteration": 0,
+        "variant": "b0",
+        "top1": top1,
+        "top5": top1,
+        "num_examples": len(said),
+        "steps": 1,
+    }
+    run.workdir.append_result(record, 1.0)
+    if why is None:
+        prerequisites.check_better_than_guessing(run, 0)
+        return
+    with pytest.raises(UserError, match=f"{top1:.2%} of .*{why}"):
+        phases.label(run, 1)
+
+
+def test_labels_of_one_class_alone_are_refused(make_run, capsys):
+    run = make_run(confidence_threshold=0.5, balance=False)
+    run = dataclasses.replace(
+        run, labeled=dataclasses.replace(run.labeled, class_names=("a", "b"))
+    )
+    labels = run.label_store(1)
+    labels.begin(prerequisites.manifest(run, 1))
+    for shard, size in enumerate(run.unlabeled.shard_sizes):
+        labels.write_probs(shard, np.tile(np.float32([0.1, 0.9]), (size, 1)))
+    phases.select(run, 1)
+    with pytest.raises(UserError, match="none for 1 of 2 classes.*--force"):
+        prerequisites.finished_labels(run, 1)

@@ -515,6 +515,175 @@ def test_tfrecords_labels_out_of_range(record_files):
                 reader(source)
 
 
+@pytest.mark.parametrize("first_label", [0, 7])
+def test_labels_with_gaps_are_the_classes(tmp_path, first_label):
+    labels = [812, 7, 31507, 7, 812]
+    records = [example(b"%d" % label, label) for label in labels]
+    write_records(tmp_path / "labeled", records)
+
+    def read(name="labeled", **options):
+        return tfrecord_source.tfrecords(
+            f"{tmp_path}/{name}",
+            labeled=True,
+            first_label=first_label,
+            **options,
+        )
+
+    source = read()
+    assert source.class_names == ("7", "812", "31507")
+    expected = [(b"812", 1), (b"7", 0), (b"31507", 2), (b"7", 0), (b"812", 1)]
+    assert contents(source) == interleaved(source) == expected
+    # Files that hold some of the classes have the same numbers for them.
+    write_records(tmp_path / "eval", records[2:3])
+    assert contents(read("eval", class_names=source.class_names)) == [
+        (b"31507", 2)
+    ]
+    write_records(tmp_path / "other", [example(b"x", 8)])
+    other = read("other", class_names=source.class_names)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        contents(other)
+    error = str(sources.read_error(caught.value))
+    assert error.startswith("the label 8 of") and "outside the 3" in error
+    # Who says how many there are gets them all.
+    many = read(num_classes=31508 - first_label)
+    assert len(many.class_names) == 31508 - first_label
+    assert contents(many)[0] == (b"812", 812 - first_label)
+
+
+@pytest.mark.parametrize("first_label", [0, 1])
+def test_labels_of_files_meet_folders_by_their_numbers(tmp_path, first_label):
+    # By their bytes 10 comes before 2.
+    names = sorted(str(number) for number in range(11))
+    write_records(
+        tmp_path / "eval",
+        [example(b"%d" % k, k + first_label) for k in range(11)],
+    )
+    source = tfrecord_source.tfrecords(
+        f"{tmp_path}/eval",
+        labeled=True,
+        class_names=names,
+        first_label=first_label,
+    )
+    for image, label in contents(source):
+        assert names[label].encode() == image
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"int64_list": {"value": [1, 2]}}, "has several values of"),
+        ({"int64_list": {"value": []}}, "has several values of"),
+        ({"float_list": {"value": [1.0]}}, "type float instead of int64"),
+        ({"bytes_list": {"value": [b"cat"]}}, "type string instead of int64"),
+        (None, "has no image/class/label"),
+    ],
+    ids=["a list", "empty", "a float", "a name", "none"],
+)
+def test_labels_that_are_not_one_number_are_explained(tmp_path, values, what):
+    good = tf.train.Example.FromString(example(b"x", 0))
+    bad = tf.train.Example.FromString(example(b"x", 0))
+    bad.features.feature["image/class/label"].Clear()
+    if values is None:
+        del bad.features.feature["image/class/label"]
+    else:
+        feature = tf.train.Feature(
+            **{
+                kind: getattr(tf.train, kind.title().replace("_", ""))(**fields)
+                for kind, fields in values.items()
+            }
+        )
+        bad.features.feature["image/class/label"].CopyFrom(feature)
+
+    def read(*examples, **options):
+        records = [one.SerializeToString() for one in examples]
+        write_records(tmp_path / "some", records)
+        path = f"{tmp_path}/some"
+        return tfrecord_source.tfrecords(path, labeled=True, **options)
+
+    with fails("the first record", what):
+        read(bad)
+    with fails("a record of", what, "write the files again"):
+        read(good, bad)
+    with pytest.raises(tf.errors.OpError) as caught:
+        contents(read(good, bad, num_classes=2))
+    assert what in str(sources.read_error(caught.value))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the record files that are opened, whatever for."""
+    names = []
+
+    def counting(opener):
+        def opened(path, *arguments, **options):
+            names.append(os.path.basename(os.fsdecode(path)))
+            return opener(path, *arguments, **options)
+
+        return opened
+
+    monkeypatch.setattr(tfrecord_source, "open", counting(open), raising=False)
+    monkeypatch.setattr(tf.io.gfile, "GFile", counting(tf.io.gfile.GFile))
+    return names
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_record_files_are_counted_once(
+    record_files, tmp_path, opened, monkeypatch, place
+):
+    pattern = record_files
+    if place == "remote":
+        pattern = f"ram://counted{tmp_path}/train-*"
+        for path in tmp_path.glob("train-*"):
+            tf.io.gfile.copy(str(path), f"ram://counted{path}", overwrite=True)
+    root = os.path.dirname(pattern)
+    cache = tmp_path / "run" / "data_index.json"
+    options = {"labeled": True, "first_label": 1}
+
+    def read(**changes):
+        """A source as a new command sees it, and the files it opens."""
+        opened.clear()
+        index = tfrecord_source.FileIndex(cache)
+        source = tfrecord_source.tfrecords(
+            pattern, index=index, **{**options, **changes}
+        )
+        index.save()
+        return source, {name for name in opened if name.startswith("train")}
+
+    everything = {f"train-{k}-of-3" for k in range(3)}
+    first, files = read()
+    assert files == everything and not cache.parent.exists()
+    cache.parent.mkdir()
+    assert read()[1] == everything  # there was no place to remember it
+    # From here on nothing but the first record is read.
+    with monkeypatch.context() as patched:
+        patched.setattr(tfrecord_source, "_count_records", None)
+        patched.setattr(tfrecord_source.logging, "info", None)
+        again, files = read()
+    assert not files and again.fingerprint == first.fingerprint
+    assert contents(again) == contents(first)
+    # A file that has changed is counted again, and no other.
+    write_records(f"{root}/train-1-of-3", [example(b"new", 4)] * 3)
+    changed, files = read()
+    assert files == {"train-1-of-3"}
+    assert changed.shard_sizes == (4, 3, 2)
+    assert changed.class_names == tuple("0123")
+    for damage in ("", "{", "[]", '{"records": {"a": 1}, "labels": {}}'):
+        cache.write_text(damage)
+        assert read()[0].shard_sizes == (4, 3, 2)
+    assert not read()[1]
+
+
+def test_what_is_known_of_files_may_be_nowhere(record_files, tmp_path):
+    for path in (tmp_path / "nowhere" / "x.json", tmp_path):
+        index = tfrecord_source.FileIndex(path)
+        source = tfrecord_source.tfrecords(
+            record_files, labeled=False, index=index
+        )
+        assert source.shard_sizes == (4, 2)
+        index.save()
+    assert not (tmp_path / "nowhere").exists()
+
+
 # tensorflow-datasets
 
 COLORS = ("red", "green", "blue")

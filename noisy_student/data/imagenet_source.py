@@ -6,6 +6,7 @@ archives unpack, or the two archives, to be prepared. Class k is the k-th synset
 by name in all of them, as in the released weights.
 """
 
+import functools
 import os
 import re
 
@@ -25,7 +26,9 @@ _RECORD_FILES = {"train": 1024, "validation": 128}
 _WEB = "https://image-net.org/download-images"
 
 
-def imagenet_split(split, *, labeled, data_dir=None, download=False):
+def imagenet_split(
+    split, *, labeled, data_dir=None, download=False, index=None
+):
     """A split of ImageNet, in whichever form it is in a folder.
 
     Looked for in this order: prepared by tensorflow-datasets, TFRecords,
@@ -38,6 +41,7 @@ def imagenet_split(split, *, labeled, data_dir=None, download=False):
         data_dir: the folder; tfds's own default if `None`.
         download: whether tensorflow-datasets shall prepare the archives. The
             network is not touched.
+        index: `tfrecord_source.FileIndex` of what is known of the files.
 
     Returns:
         A `Source`.
@@ -57,8 +61,9 @@ def imagenet_split(split, *, labeled, data_dir=None, download=False):
             f"{NAME} has no split {split!r}: choose from train, validation, "
             "or parts and sums of these such as 'train[:10%]'"
         )
+    records_source = functools.partial(_records_source, index)
     for find, read in (
-        (_find_records, _records_source),
+        (_find_records, records_source),
         (imagenet_folders.find, imagenet_folders.folders_source),
     ):
         found = {key: find(root, key) for key in named}
@@ -111,10 +116,10 @@ def _names(folder):
         return []
 
 
-def _records_source(root, split, files, labeled):
+def _records_source(index, root, split, files, labeled):
     """A source of TFRecord files, given as a dict from splits to paths."""
     sizes = {
-        key: [count for _, count in tfrecord_source.counted(files[key])]
+        key: [count for _, count in tfrecord_source.counted(files[key], index)]
         for key in files
     }
     return tfrecord_source.example_source(

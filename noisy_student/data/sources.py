@@ -222,16 +222,22 @@ def read_error(error):
         error: what TensorFlow raised while a source was read.
 
     Returns:
-        A `UserError` if a label is none (`checked_label`), a record file is
-        damaged or a file has vanished; else None.
+        A `UserError` if a label is none (`checked_label`), a record has other
+        features, a record file is damaged or a file has vanished; else None.
     """
     for line in map(without_frame, str(error).splitlines()):
+        wrong = wrong_features(line)
+        if wrong:
+            return UserError(
+                f"a record {wrong}: write the files again, with one image and "
+                "one label in each record"
+            )
         found = re.search(r"\bUserError: (.+)", line)  # of `array_records.py`
         if found:
             return UserError(found.group(1))
-        found = re.search(r"assertion failed: \[(.*?)\] \[-?\d+\]", line)
+        found = re.search(r"assertion failed: \[(.*?)\] \[(-?\d+)\]", line)
         if found:
-            return UserError(found.group(1))
+            return UserError(found.group(1).replace("{}", found.group(2)))
         found = re.search(r"(corrupted|truncated) record at \d+", line)
         if found:
             return UserError(
@@ -244,6 +250,24 @@ def read_error(error):
                 f"{found.group(1)} has vanished: bring it back, and the same "
                 "command goes on"
             )
+    return None
+
+
+def wrong_features(line):
+    """What TensorFlow says of a record that is not as it should be, or None."""
+    for pattern, text in (
+        (r"Key: (\S+)\.\s+Can't parse", "has several values of {}, or none"),
+        (
+            r"Key: (\S+)\.\s+Data types don't match\. Data type: (\w+) but "
+            r"expected type: (\w+)",
+            "has a {} of type {} instead of {}",
+        ),
+        (r"Feature: (\S+) \(.*\) is required", "has no {}"),
+        (r"Could not parse example input", "is no tf.train.Example"),
+    ):
+        found = re.search(pattern, line)
+        if found:
+            return text.format(*found.groups())
     return None
 
 

@@ -7,9 +7,13 @@ every record file is in `record_source`, on which `tfds_source.py` builds.
 """
 
 import concurrent.futures
+import contextlib
 import glob
+import json
 import os
+import re
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -17,14 +21,84 @@ from noisy_student.data.sources import NO_LABEL
 from noisy_student.data.sources import Source
 from noisy_student.data.sources import fingerprint_of
 from noisy_student.data.sources import printable
+from noisy_student.data.sources import wrong_features
 from noisy_student.errors import UserError
+from noisy_student.files import write_text
 
 _IMAGE = "image/encoded"
 _LABEL = "image/class/label"
 
 
+class FileIndex:
+    """What has been found out about record files, to find it out once.
+
+    To count the records of a file one has to go from each to the next, which
+    on a remote disk reads all of it. An entry holds as long as the file has its
+    size and its time.
+
+    Args:
+        path: of a JSON file that remembers; None for none. It is made by
+            `save`, and what is damaged or cannot be written is done without.
+    """
+
+    def __init__(self, path=None):
+        self._path = path
+        self._changed = False
+        self._records, self._labels = {}, {}
+        if path is None:
+            return
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            records, labels = content["records"], content["labels"]
+            self._records = {
+                name: (*map(int, stamp), int(count))
+                for name, (*stamp, count) in records.items()
+            }
+            self._labels = {
+                key: [int(label) for label in found]
+                for key, found in labels.items()
+            }
+
+    def count(self, path):
+        """Number of records of a TFRecord file."""
+        stamp = _stamp(path)
+        name = os.fsdecode(path)
+        *known, count = self._records.get(name, (None, None))
+        if tuple(known) != stamp:
+            count = _count_records(path, stamp[0])
+            self._records[name] = (*stamp, count)
+            self._changed = True
+        return count
+
+    def labels(self, paths, read):
+        """Labels that occur in some files; `read` finds them, a sorted list."""
+        stamps = ((os.fsdecode(path), *_stamp(path)) for path in paths)
+        key = fingerprint_of(stamps)
+        if key not in self._labels:
+            self._labels[key] = read()
+            self._changed = True
+        return self._labels[key]
+
+    def save(self):
+        """Write what is new, where the folder exists."""
+        if not (self._changed and self._path and self._path.parent.is_dir()):
+            return
+        content = {"records": self._records, "labels": self._labels}
+        # Several processes may find out the same; a folder may be read-only.
+        with contextlib.suppress(OSError):
+            write_text(self._path, json.dumps(content), f".{os.getpid()}")
+            self._changed = False
+
+
 def tfrecords(
-    pattern, *, labeled, num_classes=None, class_names=None, first_label=0
+    pattern,
+    *,
+    labeled,
+    num_classes=None,
+    class_names=None,
+    first_label=0,
+    index=None,
 ):
     """Images in TFRecord files with `image/encoded` and `image/class/label`.
 
@@ -33,22 +107,27 @@ def tfrecords(
             The files are read in the order of their names.
         labeled: whether to read the labels.
         num_classes: number of classes. If neither this nor `class_names` is
-            given, all files are read once to find the labels in use.
-        class_names: names of the classes; "0", "1", ... if not given.
+            given, all files are read once to find the labels in use. Where
+            these have gaps, the classes are the labels in use, named by them.
+        class_names: names of the classes; "0", "1", ... if not given. Names
+            that are other numbers are those of the labels in the files.
         first_label: the number that the first class has in the files; 1 in
             ImageNet as Google's script writes it.
+        index: `FileIndex` of what is known of the files.
 
     Returns:
         A `Source` with one shard per file that holds a record, and labels
-        from 0. Reading a label outside `[0, num_classes)` fails with
+        from 0. Reading a label of no class fails with
         `tf.errors.InvalidArgumentError`.
 
     Raises:
         UserError: if no file matches, none holds a record, one is cut off or
             has other features, or the first label is not `first_label`.
     """
+    index = index or FileIndex()
     name = printable(pattern)
-    files = [(path, n) for path, n in counted(_matching_files(pattern)) if n]
+    paths = _matching_files(pattern)
+    files = [(path, n) for path, n in counted(paths, index) if n]
     if not files:
         raise UserError(
             f"the files that match {name} hold no record: write them again or "
@@ -57,8 +136,9 @@ def tfrecords(
     _check_first_record(files[0][0], _features(labeled))
     if labeled and class_names is None:
         if num_classes is None:
-            num_classes = _count_classes(name, files, first_label)
-        class_names = map(str, range(num_classes))
+            class_names = _classes_in_use(name, files, first_label, index)
+        else:
+            class_names = map(str, range(num_classes))
     return example_source(
         name=name,
         slices=[(path, 0, count) for path, count in files],
@@ -88,8 +168,9 @@ def example_source(*, name, slices, class_names, first_label, way_out):
     labeled = class_names is not None
     class_names = tuple(class_names or ())
     features = _features(labeled)
+    in_files = _labels_in_files(class_names, first_label)
     out_of_range = (
-        f"a label of {name} is outside the {len(class_names)} classes: "
+        f"the label {{}} of {name} is outside the {len(class_names)} classes: "
         f"{way_out}"
     )
 
@@ -97,8 +178,10 @@ def example_source(*, name, slices, class_names, first_label, way_out):
         example = tf.io.parse_single_example(record, features)
         if not labeled:
             return example[_IMAGE], tf.constant(NO_LABEL, tf.int64)
-        label = example[_LABEL] - first_label
-        return example[_IMAGE], checked_label(label, class_names, out_of_range)
+        label = _class_of(example[_LABEL], in_files)
+        return example[_IMAGE], checked_label(
+            label, class_names, out_of_range, shown=example[_LABEL]
+        )
 
     return record_source(
         name=name,
@@ -107,6 +190,31 @@ def example_source(*, name, slices, class_names, first_label, way_out):
         slices=slices,
         parse=parse,
     )
+
+
+def _labels_in_files(class_names, first_label):
+    """The number that each class has in the files, an int64 array.
+
+    By their order, unless their names are other numbers: then by these.
+    """
+    numbers = [int(n) for n in class_names if re.fullmatch(r"-?\d+", n)]
+    expected = np.arange(len(class_names))
+    if len(numbers) < len(class_names) or len(set(numbers)) < len(numbers):
+        return expected + first_label
+    if sorted(numbers) == expected.tolist():
+        return np.array(numbers, np.int64) + first_label
+    return np.array(numbers, np.int64)
+
+
+def _class_of(label, in_files):
+    """The class of a label in the files, an int64 scalar; -1 for none."""
+    if (np.diff(in_files) == 1).all():
+        return label - in_files[0]
+    order = np.argsort(in_files)
+    place = tf.searchsorted(in_files[order], [label])[0]
+    place = tf.minimum(place, len(order) - 1)
+    found = tf.gather(order, place)
+    return tf.where(tf.equal(tf.gather(in_files, found), label), found, -1)
 
 
 def open_tfrecords(path, skip, take):
@@ -131,7 +239,8 @@ def record_source(
         UserError: if a file is missing.
     """
     paths, skips, takes = zip(*slices, strict=True)
-    sizes = [_size(path) for path in paths]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # waits for the disk
+        sizes = [size for size, _ in pool.map(_stamp, paths)]
     # Tensors, for the index of a shard may be one.
     path_tensor = tf.constant([os.fsencode(path) for path in paths])
     skip_tensor = tf.constant(skips, tf.int64)
@@ -160,29 +269,39 @@ def record_source(
     )
 
 
-def checked_label(label, class_names, message):
+def checked_label(label, class_names, message, shown=None):
     """The label; reading one outside the classes fails with `message`.
 
     Args:
         label: int64 scalar, symbolic.
         class_names: names of the classes that there are.
-        message: what a person is told, beside the label.
+        message: what a person is told, with {} for the label.
+        shown: the label as it is in the files, if it is another there.
     """
     inside = (label >= 0) & (label < len(class_names))
     with tf.control_dependencies(
-        [tf.debugging.Assert(inside, [message, label])]
+        [
+            tf.debugging.Assert(
+                inside, [message, label if shown is None else shown]
+            )
+        ]
     ):
         return tf.identity(label)
 
 
-def counted(paths):
+def counted(paths, index=None):
     """Pairs of a TFRecord file and how many records it holds.
+
+    Args:
+        paths: list of them.
+        index: `FileIndex` of what is known already.
 
     Raises:
         UserError: if a file cannot be read, or is cut off.
     """
+    count = (index or FileIndex()).count
     with concurrent.futures.ThreadPoolExecutor() as pool:  # waits for the disk
-        return list(zip(paths, pool.map(_count_records, paths), strict=True))
+        return list(zip(paths, pool.map(count, paths), strict=True))
 
 
 def _features(labeled):
@@ -209,12 +328,14 @@ def _matching_files(pattern):
     return sorted(paths, key=os.fsencode)
 
 
-def _size(path):
-    """Bytes of a file, local or not."""
+def _stamp(path):
+    """Bytes of a file, local or not, and its time in nanoseconds."""
     try:
         if "://" in path:
-            return tf.io.gfile.stat(path).length
-        return os.path.getsize(path)
+            found = tf.io.gfile.stat(path)
+            return found.length, found.mtime_nsec
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
             f"the file {printable(path)} is missing or cannot be read: "
@@ -222,9 +343,8 @@ def _size(path):
         ) from error
 
 
-def _count_records(path):
+def _count_records(path, size):
     """Number of records of a TFRecord file, found without reading them."""
-    size = _size(path)
     local = "://" not in path
     # Unbuffered: a buffer would read more of every record than its header.
     file = open(path, "rb", 0) if local else tf.io.gfile.GFile(path, "rb")
@@ -251,37 +371,63 @@ def _check_first_record(path, features):
     except tf.errors.OpError as error:
         raise UserError(
             f"the first record of {printable(path)} is no tf.train.Example "
-            f"with {' and '.join(features)}: write the files in the layout of "
-            "Google's ImageNet script"
+            f"with {' and '.join(features)}"
+            f"{_why(error)}: write the files in the layout of Google's "
+            "ImageNet script"
         ) from error
 
 
-def _count_classes(name, files, first_label):
-    """Number of classes, found by reading every label."""
-    logging.info("reading all labels of %s to count classes", name)
+def _why(error):
+    """What is wrong with the features of a record, in brackets, if that is."""
+    wrong = wrong_features(str(error))
+    return f" (it {wrong})" if wrong else ""
+
+
+def _classes_in_use(name, files, first_label, index):
+    """Names of the classes, found by reading every label once."""
     features = {_LABEL: tf.io.FixedLenFeature((), tf.int64)}
-    labels = tf.data.TFRecordDataset(
-        [os.fsencode(path) for path, _ in files],
-        num_parallel_reads=tf.data.AUTOTUNE,
-    ).map(lambda record: tf.io.parse_single_example(record, features)[_LABEL])
-    try:
-        lowest, highest = labels.reduce(
-            (tf.int64.max, tf.int64.min),
-            lambda seen, label: (
-                tf.minimum(seen[0], label),
-                tf.maximum(seen[1], label),
-            ),
+    paths = [path for path, _ in files]
+
+    def read():
+        logging.info("reading all labels of %s to count classes", name)
+        records = tf.data.TFRecordDataset(
+            [os.fsencode(path) for path in paths],
+            num_parallel_reads=tf.data.AUTOTUNE,
         )
+        labels = records.map(
+            lambda record: tf.io.parse_single_example(record, features)[_LABEL]
+        )
+        found = set()
+        for some in labels.batch(1024).as_numpy_iterator():
+            found.update(np.unique(some).tolist())
+        return sorted(found)
+
+    try:
+        found = index.labels(paths, read)
     except tf.errors.OpError as error:
+        what = f"is damaged or has no {_LABEL}"
         raise UserError(
-            f"a record of {name} is damaged or has no {_LABEL}: "
+            f"a record of {name} {wrong_features(str(error)) or what}: "
             "write the files again"
         ) from error
-    lowest, highest = int(lowest), int(highest)
-    if lowest != first_label:
+    span = found[-1] - found[0] + 1
+    has_gaps = span > len(found)
+    if found[0] < first_label or (found[0] > first_label and not has_gaps):
         raise UserError(
-            f"the labels in {name} start at {lowest}, not at "
-            f"{first_label}: set --tfrecord_first_label={lowest} if that is "
+            f"the labels in {name} start at {found[0]}, not at "
+            f"{first_label}: set --tfrecord_first_label={found[0]} if that is "
             "the number of the first class"
         )
-    return highest - first_label + 1
+    if not has_gaps:
+        return map(str, range(len(found)))
+    logging.warning(
+        "%s: the labels from %d to %d have gaps, so the %d that occur are the "
+        "classes; with --num_classes=%d the others would be classes without "
+        "images",
+        name,
+        found[0],
+        found[-1],
+        len(found),
+        found[-1] - first_label + 1,
+    )
+    return map(str, found)

@@ -43,6 +43,34 @@ class Accuracy:
         }
 
 
+def chance(labels, answers):
+    """How many answers would be right if they belonged to other images.
+
+    The same answers, dealt to the same images in random order: what Cohen's
+    kappa calls chance. Who always says the most frequent class is right as
+    often as that, and not more often.
+
+    Args:
+        labels: integer `(N,)`, the true classes.
+        answers: integer `(N,)`, the predicted ones.
+
+    Returns:
+        Pair of floats: mean and standard deviation of the right answers.
+    """
+    count = len(labels)
+    num_classes = 1 + max(labels.max(), answers.max())
+    true, said = (
+        np.bincount(column, minlength=num_classes) / count
+        for column in (labels, answers)
+    )
+    both = true * said
+    spread = (both * (1 - true) * (1 - said)).sum()
+    spread += both.sum() ** 2 - (both**2).sum()
+    # Never below zero but for rounding.
+    variance = max(0.0, spread) * count**2 / max(count - 1, 1)
+    return float(count * both.sum()), float(np.sqrt(variance))
+
+
 def interval(num_right, num_examples):
     """Where an accuracy lies with 95 % confidence: exact, Clopper-Pearson.
 
