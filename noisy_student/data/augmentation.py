@@ -109,8 +109,7 @@ def make_augment(
             )
 
         def clipped():
-            image = tf.clip_by_value(view(image_bytes), 0.0, 255.0)
-            return tf.cast(image, tf.uint8)
+            return preprocessing.to_uint8(view(image_bytes))
 
         if not random_crop:
             return noise(clipped, seeds[2])
