@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from conftest import clean_view
 
+from noisy_student.data import pipelines
 from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import predict
@@ -77,7 +78,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def read_all(examples):
-    """(reference, target) of a pass, in order."""
+    """(reference, target) of all that a pass shows."""
     pairs = []
     for shard in range(examples.num_shards):
         for reference, raw in examples.open_shard(shard):
@@ -104,9 +105,9 @@ def test_copies_filter_and_repeat_the_right_images(
     )
     assert examples.num_examples == copies.sum()
     pairs = read_all(examples)
-    expected = [row for row in range(17) for _ in range(copies[row])]
-    assert [p[0] for p in pairs] == [images[row] for row in expected]
-    for (_, target), row in zip(pairs, expected, strict=True):
+    shown = [images.index(image) for image, _ in pairs]
+    assert np.bincount(shown, minlength=17).tolist() == copies.tolist()
+    for (_, target), row in zip(pairs, shown, strict=True):
         assert target.dtype == np.float32
         np.testing.assert_allclose(target.sum(), 1, atol=1e-6)
         if kind == "soft":
@@ -115,6 +116,100 @@ def test_copies_filter_and_repeat_the_right_images(
             top = np.full(3, 0.1, np.float32)
             top[probs[row].argmax()] += 0.7
             np.testing.assert_allclose(target, top, atol=1e-6)
+
+
+def stored(source, directory, copies):
+    """A store of two classes with copies; its labels do not matter."""
+    store = store_for(source, directory, 2)
+    for shard, size in enumerate(source.shard_sizes):
+        store.write_probs(shard, np.eye(2, dtype=np.float32)[[0] * size])
+    store.write_copies(np.asarray(copies, np.uint32), {})
+    return store
+
+
+def numbered_source(count, monkeypatch, shard_size):
+    monkeypatch.setattr(sources, "IMAGES_PER_SHARD", shard_size)
+    return make_source([str(row) for row in range(count)])
+
+
+def shown_by(examples, *, first_batch=0, num_batches, batch_size, buffer):
+    """Rows that the batches of a stream show, (num_batches, batch_size)."""
+    stream = pipelines.stream(
+        examples,
+        seed=0,
+        shuffle_buffer=buffer,
+        start=first_batch * batch_size,
+    )
+    batches = stream.map(lambda numbered, _: numbered[1][0]).batch(batch_size)
+    return np.array(
+        [batch.numpy().astype(int) for batch in batches.take(num_batches)]
+    )
+
+
+@pytest.mark.parametrize("shard_size", [512, 2**15])
+def test_the_copies_of_an_image_lie_apart(tmp_path, monkeypatch, shard_size):
+    # The paper's mean of 1.6 copies; one shard may be a single record file.
+    copies = np.random.default_rng(0).choice([1, 2], 2**15, p=[0.4, 0.6])
+    source = numbered_source(2**15, monkeypatch, shard_size)
+    shown = shown_by(
+        pseudo_labeled_examples(source, stored(source, tmp_path, copies)),
+        num_batches=1,
+        batch_size=copies.sum(),
+        buffer=4096,
+    )[0]
+    # Parts of a pass as large as the paper's U of 28,672 and 6,144 in a pass
+    # of 215,000: hardly less distinct than a pile that is mixed as a whole.
+    for num_batches, least in ((7.5, 0.94), (35, 0.98)):
+        size = int(len(shown) / num_batches)
+        batches = [shown[i : i + size] for i in range(0, len(shown), size)]
+        distinct = [len(np.unique(b)) / len(b) for b in batches[:-1]]
+        assert np.mean(distinct) >= least
+
+
+@pytest.mark.parametrize("shard_size", [512, 1000])
+def test_a_class_that_is_repeated_much_is_spread_over_the_pass(
+    tmp_path, monkeypatch, shard_size
+):
+    copies = np.where(np.arange(1000) % 10 == 0, 30, 1)
+    source = numbered_source(1000, monkeypatch, shard_size)
+    examples = pseudo_labeled_examples(source, stored(source, tmp_path, copies))
+    shown = shown_by(examples, num_batches=26, batch_size=150, buffer=16384)
+    # A whole pass: exactly what was selected.
+    assert np.bincount(shown.ravel()).tolist() == copies.tolist()
+    repeated = (shown % 10 == 0).mean(axis=1)
+    assert (abs(repeated - 3000 / 3900) < 0.15).all()
+    # 115 draws of 100 images, and 35 that come once: 0.69 of 150.
+    distinct = [len(np.unique(batch)) / 150 for batch in shown]
+    assert np.mean(distinct) > 0.66
+
+
+def test_one_class_in_ten_thousand_copies_costs_numbers_alone(
+    tmp_path, monkeypatch
+):
+    copies = np.ones(600, int)
+    copies[[3, 4, 590]] = 10_000
+    copies[100:200] = 0
+    source = numbered_source(600, monkeypatch, 600)
+    examples = pseudo_labeled_examples(source, stored(source, tmp_path, copies))
+    # Two blocks, 10,000 rounds each; rounds that show nothing are none.
+    assert examples.num_shards == 20_000
+    assert examples.num_examples == copies.sum() == 30_497
+    rows = [int(row) for row, _ in examples.open_shard(tf.constant(9999))]
+    assert sorted(rows) == [3, 4]
+
+
+@pytest.mark.parametrize("shard_size", [70, 600])
+def test_a_student_resumes_in_the_middle_of_a_pass(
+    tmp_path, monkeypatch, shard_size
+):
+    copies = np.random.default_rng(1).integers(0, 5, 600)
+    source = numbered_source(600, monkeypatch, shard_size)
+    examples = pseudo_labeled_examples(source, stored(source, tmp_path, copies))
+    settings = {"batch_size": 50, "buffer": 100}
+    whole = shown_by(examples, num_batches=60, **settings)
+    for first in (1, 20, 59):
+        rest = shown_by(examples, first_batch=first, num_batches=1, **settings)
+        assert (rest[0] == whole[first]).all()
 
 
 def test_temperature_softens(tmp_path):

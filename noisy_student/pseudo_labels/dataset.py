@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shard + probabilities + copies, zipped: what the student reads.
+"""Unlabeled images with their pseudo-labels, as often as they were selected.
 
 Nothing is joined by name: row k of a shard's arrays belongs to its k-th image.
-TensorFlow reads the `.npy` files itself, record by record, and an image that
-was not selected is dropped before its file is even opened.
+Copies stay numbers: the rows of a shard are read in blocks, and a block comes
+up once for each round j, showing its rows with more than j copies. A pass
+visits these (block, round) pairs in random order, so the copies of an image
+lie apart, and none of them exists before it is its turn. Rows that are not
+shown are dropped before their image or label is read.
 """
 
+import functools
+
+import numpy as np
 import tensorflow as tf
 
 from noisy_student.data import pipelines
 from noisy_student.pseudo_labels import rows
 
-# Rows that are expanded at once: enough to forget what a function call costs.
-ROWS_AT_ONCE = 64
+# Rows of a block. Small, so that what is opened at the same time is a small
+# part of a pass; large, so that opening it costs little per image.
+BLOCK = 512
 
 
 def pseudo_labeled_examples(
@@ -34,10 +41,8 @@ def pseudo_labeled_examples(
         `pipelines.Examples`; an image counts as often as it was selected.
     """
     num_classes = labels.num_classes
-    shards = range(len(source.shard_sizes))
-    open_probs = _record_reader(labels.read_probs(shard) for shard in shards)
-    open_copies = _record_reader(labels.read_copies(shard) for shard in shards)
     decode, top_class = _decoders(num_classes, labels.top_k)
+    pairs = _Pairs(labels)
 
     def target(record):
         if kind == "hard":
@@ -50,24 +55,79 @@ def pseudo_labeled_examples(
         # Also mends what float16 lost.
         return probs / tf.reduce_sum(probs)
 
-    def expand(example, record, copies):
-        reference, _ = example
-        # TensorFlow decodes no uint32; nothing is shown 2**31 times.
-        times = tf.io.decode_raw(copies, tf.int32)[:, 0]
-        return tf.repeat(reference, times), tf.repeat(record, times)
-
-    def open_shard(shard):
-        parts = source.open_shard(shard), open_probs(shard), open_copies(shard)
-        zipped = tf.data.Dataset.zip(parts)
-        return zipped.batch(ROWS_AT_ONCE).map(expand).unbatch()
+    def open_pair(pair):
+        values = tf.numpy_function(
+            pairs.read, [pair], (tf.int64, tf.int64, tf.int64, tf.string)
+        )
+        # TensorFlow crashes where it skips a number without a shape.
+        shard, first, shown, records = (
+            tf.ensure_shape(value, [None] * rank)
+            for value, rank in zip(values, (0, 0, 1, 1), strict=True)
+        )
+        block = source.open_shard(shard).skip(first).take(BLOCK).batch(BLOCK)
+        return block.map(
+            lambda references, _: (tf.gather(references, shown), records)
+        ).unbatch()
 
     return pipelines.Examples(
-        open_shard=open_shard,
-        num_shards=len(shards),
-        num_examples=labels.num_selected(),
+        open_shard=open_pair,
+        num_shards=pairs.count,
+        num_examples=pairs.num_shown,
         load=source.load,
         target=target,
     )
+
+
+class _Pairs:
+    """The (block, round) pairs of a selection, numbered.
+
+    Attributes:
+        count: How many there are.
+        num_shown: Images in a pass, repeats counted.
+    """
+
+    def __init__(self, labels):
+        self._labels = labels
+        first_blocks, rounds, num_shown = [0], [], 0
+        for shard, size in enumerate(labels.shard_sizes):
+            labels.read_probs(shard)  # damaged files are told now
+            copies = labels.read_copies(shard)
+            starts = np.arange(0, size, BLOCK)
+            rounds.append(np.maximum.reduceat(copies, starts))
+            first_blocks.append(first_blocks[-1] + len(starts))
+            num_shown += int(copies.sum(dtype=np.int64))
+        self._first_blocks = np.array(first_blocks)
+        # One number per block, however often its images are repeated.
+        self._ends = np.cumsum(np.concatenate(rounds), dtype=np.int64)
+        self.count = int(self._ends[-1])
+        self.num_shown = num_shown
+        # Per object, so that it goes with it.
+        self._arrays = functools.lru_cache(64)(self._open)
+
+    def _open(self, shard):
+        return self._labels.read_copies(shard), self._labels.read_probs(shard)
+
+    def read(self, pair):
+        """What a pair shows.
+
+        Args:
+            pair: Integer in `[0, count)`.
+
+        Returns:
+            Tuple (shard; its row at which the block begins; int64 `(n,)`, the
+            rows that are shown, counted from there; n labels as bytes).
+        """
+        block = np.searchsorted(self._ends, pair, side="right")
+        past = pair - (self._ends[block - 1] if block else 0)
+        shard = np.searchsorted(self._first_blocks, block, side="right") - 1
+        first = (block - self._first_blocks[shard]) * BLOCK
+        copies, probs = self._arrays(int(shard))
+        shown = np.flatnonzero(copies[first : first + BLOCK] > past)
+        # Rounds of a block that are open together must not run in step; by
+        # the golden ratio, any number of them is far from each other.
+        shown = np.roll(shown, -int(len(shown) * (past * 0.618034 % 1)))
+        records = [row.tobytes() for row in probs[first + shown]]
+        return shard, first, shown, np.array(records, object)
 
 
 def _decoders(num_classes, top_k):
@@ -106,17 +166,4 @@ def _decoders(num_classes, top_k):
 
     return decode, lambda record: tf.cast(
         field(record, "classes", class_type)[0], tf.int64
-    )
-
-
-def _record_reader(arrays):
-    """Function that opens the rows of one of several memory-mapped files."""
-    files = [
-        (str(array.filename), array.offset, array[:1].nbytes)
-        for array in arrays
-    ]
-    paths, headers, (record_bytes, *_) = zip(*files, strict=True)
-    paths, headers = tf.constant(paths), tf.constant(headers, tf.int64)
-    return lambda number: tf.data.FixedLengthRecordDataset(
-        paths[number], record_bytes, header_bytes=headers[number]
     )
