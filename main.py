@@ -35,7 +35,7 @@ def main(argv):
 def run(argv):
     """`main`, but for signals."""
     try:
-        config = command_line.parse(argv)
+        config = command_line.parse(argv, say=print)
         # Only now, so that --help and a wrong flag are answered at once.
         # Keras would write a file of settings into the home folder, and take
         # those that it finds there, such as another order of dimensions.

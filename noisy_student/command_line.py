@@ -16,10 +16,12 @@ import typing
 
 from absl import flags
 
+from noisy_student import files
 from noisy_student import settings
 from noisy_student.config import Config
 from noisy_student.contradictions import check_same
 from noisy_student.errors import UserError
+from noisy_student.knobs import respelled
 from noisy_student.knobs import spell
 
 RUN_FLAGS = "run.flags"
@@ -32,6 +34,14 @@ DATA_FLAGS = (
     "eval_dir",
     "eval_tfrecords",
 )
+# The recipe that is made for a data set.
+RECIPE_OF = {
+    "digits": "digits",
+    "imagenet2012": "imagenet_b0",
+    "svhn_cropped": "svhn_b0",
+}
+# A setting, and another one that overrides it.
+SAME_THING = (("epochs", "train_steps"), ("lr_decay_epochs", "final_base_lr"))
 # What one command does, not how the run is set up: never recorded.
 OF_ONE_COMMAND = (
     "mode",
@@ -50,12 +60,13 @@ class HelpRequested(Exception):
     """The user asked for help; the text is the argument."""
 
 
-def parse(argv, recipes=RECIPES):
+def parse(argv, recipes=RECIPES, say=lambda text: None):
     """Read a command line.
 
     Args:
         argv: As `sys.argv`: the program, then the flags.
         recipes: Folder of the recipes that are taken unasked.
+        say: Function that is told, in a line, where the settings come from.
 
     Returns:
         A `Config`.
@@ -68,38 +79,119 @@ def parse(argv, recipes=RECIPES):
     arguments = list(argv[1:])
     if any(argument in HELP_FLAGS for argument in arguments):
         raise HelpRequested(help_text())
-    given = _read(arguments)
-    if _last_length(arguments) == "epochs":
-        given["train_steps"] = None
-    names_recipe = any(
-        argument.lstrip("-").split("=")[0] == "flagfile"
-        for argument in arguments
-    )
-    if names_recipe or _uses_weights(given):
-        base = {}
-    elif any(given.get(name) for name in _data_flags(given)):
-        base = read_flagfile(recipes / "own_images.flags")
-    else:
-        base = read_flagfile(recipes / "digits.flags")
+    flagfiles, typed = _flagfiles_first(arguments)
+    given = _read([*flagfiles, *typed])
+    _let_the_last_count(given, typed, flagfiles)
+    recipe = None
+    if not (flagfiles or _uses_weights(given)):
+        recipe = recipes / f"{_recipe(given)}.flags"
+    base = read_flagfile(recipe) if recipe else {}
 
-    workdir = pathlib.Path(given.get("workdir") or base.get("workdir") or "")
-    workdir = workdir if workdir.name else pathlib.Path(Config.workdir)
+    workdir = given.get("workdir") or base.get("workdir") or Config.workdir
+    workdir = pathlib.Path(files.tidy(workdir))
     _check_folder(workdir)
-    if (workdir / RUN_FLAGS).exists():
-        recorded = read_flagfile(workdir / RUN_FLAGS)
-        check_same(workdir, recorded, given)
-        base = recorded
-    elif base.get("dataset") == "digits":
+    recorded = recorded_settings(workdir)
+    if recorded is not None:
+        recipe, base = workdir / RUN_FLAGS, recorded
+    elif recipe and recipe.stem == "digits":
         _check_classes_known(given)
-    return Config(**{**base, **given})
+    config = Config(**{**base, **given})
+    if recorded is not None:
+        check_same(workdir, Config(**recorded), config)
+    say(_origin(recipe, flagfiles, typed))
+    return config
 
 
-def _last_length(arguments):
-    """Which of `epochs` and `train_steps` is set last, flagfiles included."""
-    flat = flags.FlagValues().read_flags_from_files(arguments)
+def _flagfiles_first(arguments):
+    """Arguments that name flagfiles, and the others, which override them."""
+    flagfiles, typed, left = [], [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument.lstrip("-").split("=")[0] != "flagfile":
+            typed.append(argument)
+            continue
+        flagfiles.append(argument)
+        if "=" not in argument and left:
+            flagfiles.append(left.pop(0))
+    return flagfiles, typed
+
+
+def _let_the_last_count(given, typed, flagfiles):
+    """Of two settings of the same thing, drop the one set before the other.
+
+    Raises:
+        UserError: If both stand on the command line, in whatever order.
+    """
+    on_command_line = _read(typed)
+    flat = flags.FlagValues().read_flags_from_files([*flagfiles, *typed])
     names = [argument.lstrip("-").split("=")[0] for argument in flat]
-    lengths = [name for name in names if name in ("epochs", "train_steps")]
-    return lengths[-1] if lengths else None
+    for pair in SAME_THING:
+        setting, override = pair
+        if setting in on_command_line and on_command_line.get(override):
+            raise UserError(
+                f"--{setting} and --{override} set the same thing: give one "
+                "of them"
+            )
+        found = [name for name in names if name in pair]
+        if found and found[-1] == setting:
+            given[override] = None
+
+
+def _recipe(given):
+    """Name of the recipe for the data that a command line names."""
+    dataset = given.get("dataset")
+    if dataset in RECIPE_OF:
+        return RECIPE_OF[dataset]
+    named = any(given.get(name) for name in _data_flags(given))
+    return "own_images" if named else "digits"
+
+
+def _origin(recipe, flagfiles, typed):
+    """Where the settings come from, in a line."""
+    paths = [str(recipe)] if recipe else []
+    paths += [
+        argument.partition("=")[2] or argument
+        for argument in flagfiles
+        if argument not in ("-flagfile", "--flagfile")
+    ]
+    origins = [files.short(files.absolute(path)) for path in paths]
+    origins += [] if paths else ["the paper's"]
+    origins += ["the command line"] if typed else []
+    *first, last = origins
+    text = f"{', '.join(first)} and {last}" if first else last
+    return f"Settings: {text}".encode(errors="backslashreplace").decode()
+
+
+def recorded_settings(workdir):
+    """What the `run.flags` of a workdir sets.
+
+    Args:
+        workdir: Its path.
+
+    Returns:
+        Dict as of `read_flagfile`, or None before there is one. A path that
+        has gone is looked for where it lay from the workdir: both may have
+        been moved together.
+    """
+    path = workdir / RUN_FLAGS
+    if not path.exists():
+        return None
+    recorded = read_flagfile(path)
+    before = recorded.get("workdir") or ""
+    if not os.path.isabs(before):
+        return recorded
+
+    def follow(old):
+        moved = os.path.join(workdir, os.path.relpath(old, before))
+        moves = not files.found(old) and files.found(moved)
+        return files.tidy(moved) if moves else old
+
+    for field in dataclasses.fields(Config):
+        if field.name in recorded and field.name != "workdir":
+            recorded[field.name] = respelled(
+                field, recorded[field.name], follow
+            )
+    return recorded
 
 
 def _data_flags(given):
@@ -166,6 +258,10 @@ def write_run_flags(config, path):
             continue
         # An empty text where the default is none: no students, no noise.
         spelled = "" if value is None and _is_text(field) else spell(value)
+        if field.metadata["kind"]:
+            # True from any folder. Spaces at the end would not be read back.
+            spelled = respelled(field, spelled, files.absolute)
+            spelled += os.sep if spelled != spelled.rstrip() else ""
         lines.append(f"--{field.name}={spelled}")
     return "\n".join(lines) + "\n"
 
@@ -249,7 +345,8 @@ def _read(arguments):
             "--flag=value, see python main.py --help"
         )
     return {
-        field.name: values[field.name].value or None
+        field.name: respelled(field, values[field.name].value, files.short)
+        or None
         if _is_text(field)
         else values[field.name].value
         for field in dataclasses.fields(Config)

@@ -11,6 +11,7 @@ from noisy_student import settings
 from noisy_student.errors import UserError
 from noisy_student.knobs import check
 from noisy_student.knobs import numbers
+from noisy_student.knobs import respelled
 
 
 # A dataclass takes the fields of its last base first.
@@ -32,7 +33,9 @@ class Config(
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check(field, getattr(self, field.name))
+            value = respelled(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            check(field, value)
         unknown = set(self.student_variants()) - set(settings.VARIANTS)
         if unknown:
             raise UserError(
@@ -40,6 +43,11 @@ class Config(
                 f"{', '.join(settings.VARIANTS)}"
             )
 
+        if "://" in self.workdir:
+            raise UserError(
+                f"--workdir={self.workdir} is not on this machine: give a "
+                "local folder, and copy it there afterwards"
+            )
         self.channel_statistics()
         for name in ("labeled", "unlabeled", "teacher", "finetune"):
             self.noise(name)

@@ -6,9 +6,13 @@ flag that contradicts the workdir is refused.
 """
 
 import dataclasses
+import filecmp
+import os
 
+from noisy_student import files
 from noisy_student.config import Config
 from noisy_student.errors import UserError
+from noisy_student.knobs import respelled
 from noisy_student.knobs import spell
 
 # What a mode may do otherwise than the run did so far.
@@ -34,36 +38,99 @@ MODE_FLAGS = {
     "preview": ("",),
 }
 
+# Settings that say where images are -> the role of those in `data.json`.
+IMAGES = {
+    f"{prefix}_{kind}": role
+    for prefix, role in (
+        ("labeled", "labeled"),
+        ("unlabeled", "unlabeled"),
+        ("eval", "evaluation"),
+    )
+    for kind in ("dir", "tfrecords")
+}
 
-def check_same(workdir, recorded, given):
-    """Refuse flags that contradict what the workdir was made with.
+
+def check_same(workdir, old, new):
+    """Refuse settings that contradict what a workdir was made with.
+
+    Images elsewhere may be the same: `check_same_images` decides.
 
     Args:
         workdir: Its path.
-        recorded: Dict of the settings in its `run.flags`.
-        given: Dict of those on the command line.
+        old: The `Config` of its `run.flags`.
+        new: That of a command.
 
     Raises:
-        UserError: Naming the first that differs and may not.
+        UserError: Naming the first setting that differs and may not.
     """
     if not any(workdir.glob("iteration_*")):
         return  # nothing was made: a first command that failed may be mended
-    old_config, new_config = Config(**recorded), Config(**{**recorded, **given})
-    allowed = MODE_FLAGS.get(given.get("mode"), ())
     for field in dataclasses.fields(Config):
         name = field.name
-        if field.metadata["free"] or name == "workdir" or name not in given:
+        before, now = getattr(old, name), getattr(new, name)
+        if field.metadata["free"] or name == "workdir":
             continue
-        old, new = getattr(old_config, name), getattr(new_config, name)
-        if old == new or name.startswith(allowed):
+        if _is_same(field, before, now) or _may_change(name, old, new):
             continue
-        if _continues(name, old_config, new_config):
+        if name in IMAGES and before and now and files.found(now):
             continue
-        raise UserError(
-            f"{workdir} was made with {_flag(name, old, new)}, not "
-            f"{_flag(name, new, old)}: use another --workdir, or leave out "
-            "the flag to go on with that run"
-        )
+        raise _contradiction(workdir, name, before, now)
+
+
+def check_same_images(workdir, old, new, known, sources):
+    """Refuse other images than those that a workdir was made with.
+
+    The same images may have come to lie elsewhere: their fingerprint tells.
+
+    Args:
+        workdir: Its path.
+        old: The `Config` of its `run.flags`.
+        new: That of a command.
+        known: Dict of `data.json`.
+        sources: Dict of a role in it to the `Source` that was opened, or None.
+
+    Raises:
+        UserError: Naming the flag that gives others.
+    """
+    if not any(workdir.glob("iteration_*")):
+        return
+    for field in dataclasses.fields(Config):
+        name = field.name
+        before, now = getattr(old, name), getattr(new, name)
+        source = sources.get(IMAGES.get(name))
+        if source is None or _is_same(field, before, now):
+            continue
+        recorded = known.get(IMAGES[name]) or {}
+        if recorded.get("fingerprint") == source.fingerprint:
+            continue
+        if not _may_change(name, old, new):
+            raise _contradiction(workdir, name, before, now)
+
+
+def _is_same(field, before, now):
+    """Whether two values of a setting mean the same."""
+    if before == now:
+        return True
+    if not (before and now and field.metadata["kind"]):
+        return False
+    before, now = (respelled(field, v, files.absolute) for v in (before, now))
+    if before == now or os.path.realpath(before) == os.path.realpath(now):
+        return True
+    are_files = os.path.isfile(before) and os.path.isfile(now)
+    return are_files and filecmp.cmp(before, now, shallow=False)
+
+
+def _may_change(name, old, new):
+    allowed = MODE_FLAGS.get(new.mode, ())
+    return name.startswith(allowed) or _continues(name, old, new)
+
+
+def _contradiction(workdir, name, before, now):
+    return UserError(
+        f"{workdir} was made with {_flag(name, before, now)}, not "
+        f"{_flag(name, now, before)}: use another --workdir, or leave out "
+        "the flag to go on with that run"
+    )
 
 
 def _flag(name, value, other):

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, and folders with one owner."""
+"""Paths in one spelling, files that are whole, folders with one owner."""
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import pathlib
 import platform
+import re
 import shutil
+import unicodedata
+import urllib.parse
 
 from noisy_student.errors import UserError
 
@@ -25,6 +29,132 @@ _owned = {}
 UNREADABLE = (FileNotFoundError, PermissionError, MemoryError)
 # How file systems say that they have no locks, or flush no folders.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+
+def absolute(path):
+    """The one spelling of a path, however it was typed.
+
+    Args:
+        path: str, bytes or path-like. A remote one, such as `gs://bucket//x`,
+            stays as it is; the shell has replaced its variables.
+
+    Returns:
+        str without `~`, `.`, `..`, `//`, a slash at the end and `file://`. A
+        name in another Unicode form than on the disk takes that of the disk.
+    """
+    path = os.fsdecode(path)
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+        path = path if os.path.exists(path) else urllib.parse.unquote(path)
+    if "://" in path:
+        return path
+    path = os.path.expanduser(path)
+    if os.name == "posix":
+        path = re.sub("^//+", "/", path)  # POSIX leaves two of them alone
+    # Behind a link, `..` is not the folder that the link lies in.
+    through_links = ".." in path.split(os.sep)
+    path = os.path.realpath(path) if through_links else os.path.abspath(path)
+    return path if path.isascii() else _as_on_disk(path)
+
+
+def _as_on_disk(path):
+    """A path whose names have the Unicode form (NFC, NFD) of the disk."""
+    parent, name = os.path.split(path)
+    if parent == path or os.path.lexists(path):
+        return path
+    parent = _as_on_disk(parent)
+    with contextlib.suppress(OSError):
+        wanted = unicodedata.normalize("NFC", name)
+        for entry in sorted(os.listdir(parent)):
+            if unicodedata.normalize("NFC", entry) == wanted:
+                return os.path.join(parent, entry)
+    return os.path.join(parent, name)
+
+
+def tidy(path):
+    """`absolute`, but what is given relative to here stays short."""
+    whole, given = absolute(path), os.path.expanduser(os.fsdecode(path))
+    return whole if "://" in given or os.path.isabs(given) else short(whole)
+
+
+def short(path):
+    """A path relative to the current folder, if it lies below that."""
+    if "://" in path or not os.path.isabs(path):
+        return path
+    relative = os.path.relpath(path)
+    return path if relative.startswith(".") else relative
+
+
+def each_pattern(change, text):
+    """Globs that are separated by commas, each of them changed.
+
+    Args:
+        change: Function of a path, such as `absolute`.
+        text: The globs; left as it is with a remote one among them.
+    """
+    text = os.fsdecode(text)
+    if "://" in text.replace("file://", ""):
+        return text
+    return ",".join(map(change, split_patterns(text, matching_files)))
+
+
+def split_patterns(text, matches):
+    """Cut globs at the commas between them, not at those in a path.
+
+    Args:
+        text: Globs, separated by commas.
+        matches: Function of a glob: whether there is such a file.
+
+    Returns:
+        List of str, without spaces around them where those are in no name.
+    """
+    parts, found = text.split(","), []
+    while parts:
+        candidates = [",".join(parts[: n + 1]) for n in range(len(parts))]
+        taken = next(
+            (n for n, c in enumerate(candidates) if c and matches(c)), None
+        )
+        if taken is None:
+            taken = next(
+                (n for n, c in enumerate(candidates) if matches(c.strip())), 0
+            )
+            candidates[taken] = candidates[taken].strip()
+        found.append(candidates[taken])
+        parts = parts[taken + 1 :]
+    return [pattern for pattern in found if pattern]
+
+
+def matching_files(pattern):
+    """Local files that a glob matches."""
+    literal, rest = literal_part(absolute(pattern))
+    wild = os.path.join(glob.escape(str(literal)), *rest)
+    return list(filter(os.path.isfile, glob.glob(wild)))
+
+
+def found(text):
+    """Whether there is what a path or some globs name, as far as is known."""
+    return "://" in text or all(
+        os.path.exists(path) or matching_files(path)
+        for path in split_patterns(text, matching_files)
+    )
+
+
+def literal_part(pattern):
+    """Cut a glob where it begins to be one.
+
+    What exists is meant as it is named, such as a folder `a[1]` or `what?`.
+
+    Args:
+        pattern: Absolute, str.
+
+    Returns:
+        Pair of a `pathlib.Path` that exists and a list of the parts below it.
+    """
+    literal, rest = pathlib.Path(pattern), []
+    while not os.path.lexists(literal):
+        rest.insert(0, literal.name)
+        literal = literal.parent
+    return literal, rest
 
 
 def write_atomically(path, write, mark=""):

@@ -8,10 +8,15 @@ its help and its error message follow.
 import dataclasses
 import math
 
+from noisy_student import files
 from noisy_student.errors import UserError
 
+# What a text is, if it is a path: of one thing, or globs of several.
+PATH, PATTERNS = "path", "patterns"
+FILE = "run.flags"  # which remembers the settings of a run
 
-def knob(default, help, choices=(), low=None, high=None, free=False):
+
+def knob(default, help, choices=(), low=None, high=None, free=False, kind=None):
     """A field of a dataclass with its documentation.
 
     Args:
@@ -22,6 +27,7 @@ def knob(default, help, choices=(), low=None, high=None, free=False):
         high: Highest value.
         free: Whether it may change between two commands on one workdir,
             because no weight, label or result depends on it.
+        kind: `PATH` or `PATTERNS`.
 
     Returns:
         A `dataclasses.field`.
@@ -32,6 +38,7 @@ def knob(default, help, choices=(), low=None, high=None, free=False):
         "low": low,
         "high": high,
         "free": free,
+        "kind": kind,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -59,6 +66,40 @@ def check(field, value):
     if too_low or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"--{field.name} must be {bounds}, not {value}")
+
+
+def respelled(field, value, spelling=files.tidy):
+    """A path in one spelling; any other value as it is.
+
+    Args:
+        field: As in `check`.
+        value: Of it.
+        spelling: Function of a path: `files.tidy`, `absolute` or `short`.
+
+    Raises:
+        UserError: If a file of settings cannot hold the text.
+    """
+    kind = field.metadata["kind"]
+    if not value:
+        return value
+    if kind == PATH:
+        value = spelling(value)
+    elif kind == PATTERNS:
+        value = files.each_pattern(spelling, value)
+    if isinstance(value, str) and field.name not in ("input", "output"):
+        if "\n" in value or "\r" in value:
+            raise UserError(
+                f"--{field.name}={value!r} has a line break, which {FILE} "
+                "cannot hold: rename it"
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"--{field.name}={value!r} is no UTF-8, which {FILE} must be: "
+                "rename it"
+            ) from None
+    return value
 
 
 def numbers(name, text, example, count=None):

@@ -25,7 +25,7 @@ def train(run, iteration):
     workdir = run.workdir
     phase = "distill" if iteration else "teach"
     path = workdir.trained_model(iteration)
-    if workdir.find_result(phase, iteration) and path.exists():
+    if prerequisites.is_trained(run, iteration):
         role = console.role(iteration).capitalize()
         print(f"{role} is trained already: {path}")
         return

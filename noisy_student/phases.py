@@ -91,7 +91,10 @@ def iterate(run):
         prerequisites.check_unlabeled(run)
     teach(run)
     for iteration in range(1, run.last_iteration + 1):
-        if not config.online_teacher:
+        if not (
+            config.online_teacher
+            or prerequisites.has_learned_otherwise(run, iteration)
+        ):
             label(run, iteration)
         distill(run, iteration)
         if config.finetune:
@@ -118,7 +121,7 @@ def label(run, iteration=None):
     prerequisites.check_better_than_guessing(run, teacher)
     run.begin()
     labels = run.label_store(iteration)
-    labels.begin(prerequisites.manifest(run, iteration))
+    prerequisites.check_manifest(run, iteration)
     missing = labels.missing_shards()
     print(f"Label {iteration}: {run.unlabeled.num_examples} images")
     num_shards = len(run.unlabeled.shard_sizes)

@@ -86,6 +86,53 @@ def begin_finetuning(run, iteration):
             )
 
 
+def has_begun(run, iteration):
+    """Whether a student has learned from its labels, for a step at least."""
+    directory = run.workdir.iteration(iteration)
+    begun = (directory / "checkpoints").exists()
+    return begun or run.workdir.has_model(iteration)
+
+
+def is_trained(run, iteration):
+    """Whether the training of a model has ended."""
+    phase = "distill" if iteration else "teach"
+    return (
+        run.workdir.find_result(phase, iteration) is not None
+        and run.workdir.trained_model(iteration).exists()
+    )
+
+
+def has_learned_otherwise(run, iteration):
+    """Whether a finished student has labels that would be others now.
+
+    Images that were added since, or a teacher that was finetuned, change
+    nothing that is finished; this is told in a line.
+    """
+    labels = run.label_store(iteration)
+    has_both = is_trained(run, iteration) and run.workdir.has_model(
+        iteration - 1
+    )
+    if not (has_both and labels.manifest_path.exists()):
+        return False
+    changed = labels.difference(manifest(run, iteration))
+    if changed:
+        print(
+            f"{console.role(iteration).capitalize()} is trained already, with "
+            f"another {changed}: for the present one, add a student to "
+            "--students, or use another --workdir"
+        )
+    return bool(changed)
+
+
+def check_manifest(run, iteration):
+    """Tie labels to what they are made of, or check that it is the same."""
+    labels = run.label_store(iteration)
+    way_out = f"delete {labels.directory} to label again"
+    if has_begun(run, iteration):  # what it learned from is not to be lost
+        way_out = "bring that back, or add a student to --students"
+    labels.begin(manifest(run, iteration), way_out)
+
+
 def check_stored_labels(run):
     """Refuse to label for students whose teacher labels in their steps."""
     if run.config.online_teacher:
@@ -219,7 +266,7 @@ def finished_labels(run, iteration):
     selection = labels.read_selection()
     if selection is None:
         _raise_missing_labels(run, iteration)
-    labels.begin(manifest(run, iteration))
+    check_manifest(run, iteration)
     if labels.num_selected() != selection["num_selected"]:
         raise UserError(
             f"the copies in {labels.directory} are damaged, for selection.json "
@@ -253,9 +300,7 @@ def _check_selection(run, labels, selection):
 
 def check_not_begun(run, iteration):
     """Refuse to select anew what a student has learned from already."""
-    directory = run.workdir.iteration(iteration)
-    begun = run.workdir.has_model(iteration)
-    if begun or (directory / "checkpoints").exists():
+    if has_begun(run, iteration):
         raise UserError(
             f"student {iteration} in {run.workdir} has learned from its "
             "selection already: select for the next one (--iteration), or in "

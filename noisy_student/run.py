@@ -14,8 +14,11 @@ import keras
 import tensorflow as tf
 
 from noisy_student.command_line import RUN_FLAGS
+from noisy_student.command_line import recorded_settings
 from noisy_student.command_line import write_run_flags
 from noisy_student.config import Config
+from noisy_student.contradictions import check_same
+from noisy_student.contradictions import check_same_images
 from noisy_student.data import folder_sources
 from noisy_student.data import imagenet_folders
 from noisy_student.data import imagenet_source
@@ -63,6 +66,12 @@ class Run:
         return source.class_names if source else self.known_classes
 
     @property
+    def sources(self):
+        """Dict of each role in `data.json` to its `Source`, or None."""
+        roles = ("labeled", "unlabeled", "evaluation")
+        return {role: getattr(self, role) for role in roles}
+
+    @property
     def num_classes(self):
         return len(self.class_names)
 
@@ -107,6 +116,7 @@ class Run:
     def begin(self):
         """Record the settings, when a phase has all that it needs."""
         path = self.workdir.path / RUN_FLAGS
+        self._check_images()
         self.workdir.path.mkdir(parents=True, exist_ok=True)
         self.workdir.write_data(self._data())
         if self.index:
@@ -115,20 +125,42 @@ class Run:
         if self.config.mode != "finetune" or not path.exists():
             self.workdir.write_flags(write_run_flags(self.config, path))
 
+    def _check_images(self):
+        """Refuse to go on with a run on other images than it began with."""
+        known = self.workdir.data()
+        if not any(self.workdir.path.glob("iteration_*")):
+            return
+        for role in ("labeled", "evaluation"):
+            before, source = known.get(role), getattr(self, role)
+            if not (before and source):
+                continue
+            if before["fingerprint"] == source.fingerprint:
+                continue
+            changed = (
+                f"the {role} images in {source.name} are not those that "
+                f"{self.workdir} was made with ({before['num_images']} then, "
+                f"{source.num_examples} now)"
+            )
+            if role == "labeled":
+                raise UserError(
+                    f"{changed}: bring those back, or use another --workdir"
+                )
+            print(f"  warning: {changed}, so accuracies do not compare")
+
     def _data(self):
         """What `Workdir.write_data` records."""
-        roles = ("labeled", "unlabeled", "evaluation")
-        sources = {role: getattr(self, role) for role in roles}
+        known = self.workdir.data()
         return {
             "classes": list(self.class_names),
             **{
-                role: source
-                and {
+                role: {
                     "name": source.name,
                     "num_images": source.num_examples,
                     "fingerprint": source.fingerprint,
                 }
-                for role, source in sources.items()
+                if source
+                else known.get(role)  # not needed now, and so not opened
+                for role, source in self.sources.items()
             },
         }
 
@@ -158,6 +190,11 @@ def open_run(config):
         UserError: For whatever is missing or does not fit.
     """
     check_settings(config)
+    workdir = Workdir(config.workdir)
+    recorded = recorded_settings(workdir.path)
+    old = None if recorded is None else Config(**recorded)
+    if old:
+        check_same(workdir.path, old, config)
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
@@ -173,13 +210,17 @@ def open_run(config):
         )
     run = Run(
         config=config,
-        workdir=Workdir(config.workdir),
+        workdir=workdir,
         strategy=strategy,
         labeled=labeled,
         unlabeled=open_source(config, "unlabeled", index=index),
         evaluation=evaluation,
         index=index,
     )
+    if old:
+        check_same_images(
+            workdir.path, old, config, workdir.data(), run.sources
+        )
     for iteration in range(run.last_iteration + 1):
         distribution.check_divisible(
             run.num_replicas,

@@ -9,6 +9,8 @@ are made from these fields (`command_line.py`).
 # No `from __future__ import annotations`: the flags need the real types.
 import dataclasses
 
+from noisy_student.knobs import PATH
+from noisy_student.knobs import PATTERNS
 from noisy_student.knobs import knob
 
 # Answers of `python main.py --help`, in this order.
@@ -45,7 +47,9 @@ class RunSettings:
 
     mode: str = knob("iterate", "What to do.", MODES, free=True)
     workdir: str = knob(
-        "runs/default", "Folder of the run; a command on it continues the run."
+        "runs/default",
+        "Folder of the run; a command on it continues the run.",
+        kind=PATH,
     )
     seed: int = knob(0, "Seed of everything random.", low=0, high=2**31 - 1)
     iteration: int | None = knob(
@@ -82,17 +86,30 @@ class DataSettings:
     unlabeled_split: str | None = knob(None, "tfds split, labels ignored.")
     eval_split: str = knob("test", "tfds split to evaluate on.")
     data_dir: str | None = knob(
-        None, "Folder of tfds, or of ImageNet; empty: its default.", free=True
+        None,
+        "Folder of tfds, or of ImageNet; empty: its default.",
+        free=True,
+        kind=PATH,
     )
     download: bool = knob(
         False, "Let tfds download and prepare the data.", free=True
     )
-    labeled_dir: str | None = knob(None, "Folder with one folder per class.")
-    unlabeled_dir: str | None = knob(None, "Any tree of images.")
-    eval_dir: str | None = knob(None, "Like labeled_dir, to evaluate on.")
-    labeled_tfrecords: str | None = knob(None, "Glob of TFRecord files.")
-    unlabeled_tfrecords: str | None = knob(None, "Glob of TFRecord files.")
-    eval_tfrecords: str | None = knob(None, "Glob of TFRecord files.")
+    labeled_dir: str | None = knob(
+        None, "Folder with one folder per class.", kind=PATH
+    )
+    unlabeled_dir: str | None = knob(None, "Any tree of images.", kind=PATH)
+    eval_dir: str | None = knob(
+        None, "Like labeled_dir, to evaluate on.", kind=PATH
+    )
+    labeled_tfrecords: str | None = knob(
+        None, "Glob of TFRecord files.", kind=PATTERNS
+    )
+    unlabeled_tfrecords: str | None = knob(
+        None, "Glob of TFRecord files.", kind=PATTERNS
+    )
+    eval_tfrecords: str | None = knob(
+        None, "Glob of TFRecord files.", kind=PATTERNS
+    )
     tfrecord_first_label: int = knob(
         0, "Label of the first class in TFRecords; 1 on ImageNet.", low=0
     )
@@ -112,6 +129,7 @@ class ModelSettings:
         None,
         "Weights that the teacher starts from: an official checkpoint, a timm "
         ".safetensors, a .keras or .weights.h5.",
+        kind=PATH,
     )
     train_teacher: bool = knob(True, "False: take --init_from as it is.")
     warm_start: bool = knob(False, "Students start at their teacher's weights.")
@@ -294,6 +312,7 @@ class LabelSettings:
     selection_from: str | None = knob(
         None,
         "Folder of other labels of the same images, whose selection is taken.",
+        kind=PATH,
     )
     confidence_threshold: float = knob(
         0.3, "Drop images of less confidence (section 3.1).", low=0, high=1
@@ -321,10 +340,16 @@ class InferenceSettings:
         256, "Images in a batch that is only predicted.", low=1, free=True
     )
     input: str | None = knob(
-        None, "Images to predict: a file, a folder, a quoted glob.", free=True
+        None,
+        "Images to predict: a file, a folder, a quoted glob.",
+        free=True,
+        kind=PATH,
     )
     output: str | None = knob(
-        None, ".csv, .parquet, .npy or folder; empty: in workdir.", free=True
+        None,
+        ".csv, .parquet, .npy or folder; empty: in workdir.",
+        free=True,
+        kind=PATH,
     )
     export_formats: str = knob(
         "auto", "keras,savedmodel,onnx,tflite; auto: what it can.", free=True

@@ -45,14 +45,9 @@ def refresh(run):
 
 def _evaluates_others(run):
     """Whether a command has other evaluation images than its run."""
-    recorded = dict(collect.settings(run.workdir))
-    names = ("eval_dir", "eval_tfrecords", "eval_split")
-    if not any(recorded.get(name) for name in (*names[:2], "dataset")):
-        return False  # the run has none
-    return any(
-        recorded.get(name, "") != (getattr(run.config, name) or "")
-        for name in names
-    )
+    known = run.workdir.data().get("evaluation")
+    given = run.evaluation
+    return bool(known and given and known["fingerprint"] != given.fingerprint)
 
 
 def _is_current(workdir):

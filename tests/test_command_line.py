@@ -62,6 +62,87 @@ def test_run_flags_read_back_what_was_written(tmp_path):
     assert again == config
 
 
+@pytest.mark.parametrize(
+    ("arguments", "recipe"),
+    [
+        ((), "digits"),
+        (("--dataset=digits",), "digits"),
+        (("--dataset", "digits", "--mode=teach"), "digits"),
+        (("--seed=1", "--dataset=digits", "--eval_split="), "digits"),
+        (("--dataset=",), "digits"),
+        (("--dataset=imagenet2012",), "imagenet_b0"),
+        (("--dataset=svhn_cropped", "--download"), "svhn_b0"),
+        (("--dataset=cifar10",), "own_images"),
+        (("--labeled_dir=x",), "own_images"),
+    ],
+)
+def test_the_data_choose_the_recipe_and_a_line_says_so(
+    tmp_path, arguments, recipe
+):
+    said = []
+    config = command_line.parse(
+        ["main.py", *arguments, f"--workdir={tmp_path}"], say=said.append
+    )
+    read = command_line.read_flagfile(command_line.RECIPES / f"{recipe}.flags")
+    assert config.batch_size == read.get("batch_size", Config.batch_size)
+    assert config.ema_decay == read.get("ema_decay", Config.ema_decay)
+    assert len(said) == 1 and f"{recipe}.flags and the command line" in said[0]
+
+
+def test_the_origin_of_settings_is_said(made):
+    said = []
+
+    def origin(*arguments):
+        command_line.parse(["main.py", *arguments], say=said.append)
+        return said[-1]
+
+    digits = command_line.RECIPES / "digits.flags"
+    assert origin(f"--workdir={made}") == (
+        f"Settings: {made / 'run.flags'} and the command line"
+    )
+    assert "the paper's and the command line" in origin(
+        "--mode=evaluate", "--init_from=x", "--eval_dir=y", "--workdir=no/such"
+    )
+    for given in ([f"--flagfile={digits}"], ["--flagfile", str(digits)]):
+        assert origin(*given).endswith("digits.flags")
+
+
+@pytest.mark.parametrize(
+    ("setting", "override"),
+    [
+        ("--epochs=2", "--train_steps=7"),
+        ("--lr_decay_epochs=2", "--final_base_lr=1e-3"),
+    ],
+)
+def test_two_settings_of_the_same_thing(tmp_path, setting, override):
+    new = f"--workdir={tmp_path / 'new'}"
+    for both in ([setting, override], [override, setting]):
+        with pytest.raises(UserError, match="same thing: give one"):
+            parse(*both, new)
+    # The command line wins over a recipe, wherever the recipe is named.
+    name = override.split("=")[0].strip("-")
+    recipe = tmp_path / "a.flags"
+    recipe.write_text(override)
+    for order in (
+        [f"--flagfile={recipe}", setting],
+        [setting, f"--flagfile={recipe}"],
+    ):
+        assert getattr(parse(*order, new), name) is None
+    recipe.write_text(setting)
+    for order in (
+        [f"--flagfile={recipe}", override],
+        [override, f"--flagfile={recipe}"],
+    ):
+        assert getattr(parse(*order, new), name) is not None
+    assert parse(setting, override.split("=")[0] + "=auto", new)
+
+
+def test_flags_override_a_flagfile_named_after_them(tmp_path):
+    recipe = tmp_path / "a.flags"
+    recipe.write_text("--seed=3")
+    assert parse("--seed=4", "--flagfile", str(recipe)).seed == 4
+
+
 def test_the_later_of_epochs_and_steps_counts(tmp_path):
     # The recipe of the digits sets steps, which would hide the epochs.
     new = f"--workdir={tmp_path / 'new'}"
@@ -70,7 +151,6 @@ def test_the_later_of_epochs_and_steps_counts(tmp_path):
     assert (epochs.epochs, epochs.train_steps) == (2, None)
     digits = f"--flagfile={command_line.RECIPES / 'digits.flags'}"
     assert parse(digits, "--epochs=2", new).train_steps is None
-    assert parse("--epochs=2", "--train_steps=7", new).train_steps == 7
     # What was recorded reads back, whichever it was.
     for config in (epochs, parse("--train_steps=7", new)):
         (tmp_path / "run.flags").write_text(

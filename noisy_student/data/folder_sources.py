@@ -10,7 +10,6 @@ with folders before a run has cost an hour. Paths are bytes throughout.
 import glob
 import hashlib
 import os
-import pathlib
 import stat
 
 import tensorflow as tf
@@ -21,6 +20,7 @@ from noisy_student.data.sources import fingerprint_of
 from noisy_student.data.sources import printable
 from noisy_student.data.sources import source_in_memory
 from noisy_student.errors import UserError
+from noisy_student.files import literal_part
 
 # Nothing that is decoded needs more: `decoding.MAX_PIXELS` of 16 bits, four
 # channels and no compression are 0.7 of it.
@@ -235,9 +235,7 @@ def images_at(path):
 
 def _matches(pattern):
     """Paths in bytes that a glob matches, in order; hidden names left out."""
-    parts = pathlib.Path(os.fsdecode(pattern)).parts
-    fixed = [glob.has_magic(part) for part in parts].index(True)
-    root, wild = pathlib.Path(*parts[:fixed]), parts[fixed:]
+    root, wild = literal_part(os.fsdecode(pattern))
     try:
         # Unlike glob.glob it follows no links below `**`, which may loop.
         matches = list(root.glob(os.path.join(*wild)))

@@ -8,7 +8,6 @@ every record file is in `record_source`, on which `tfds_source.py` builds.
 
 import concurrent.futures
 import contextlib
-import glob
 import json
 import os
 import re
@@ -23,6 +22,8 @@ from noisy_student.data.sources import fingerprint_of
 from noisy_student.data.sources import printable
 from noisy_student.data.sources import wrong_features
 from noisy_student.errors import UserError
+from noisy_student.files import matching_files
+from noisy_student.files import split_patterns
 from noisy_student.files import write_text
 
 _IMAGE = "image/encoded"
@@ -313,19 +314,33 @@ def _features(labeled):
 
 def _matching_files(pattern):
     """Paths that match comma-separated globs, each once, sorted."""
-    paths = set()
-    for part in filter(None, map(str.strip, pattern.split(","))):
-        if "://" in part:
-            paths.update(tf.io.gfile.glob(part))
-        else:
-            matches = glob.glob(os.path.abspath(os.path.expanduser(part)))
-            paths.update(filter(os.path.isfile, matches))
-    if not paths:
-        raise UserError(
-            f"no file matches {printable(pattern)}: give the path of TFRecord "
-            "files, where * stands for any characters"
-        )
-    return sorted(paths, key=os.fsencode)
+    found = {}
+
+    def matches(part):
+        if part not in found:
+            found[part] = _matches(part)
+        return found[part]
+
+    parts = split_patterns(pattern, matches)
+    for part in parts:
+        if not matches(part):
+            raise UserError(
+                f"no file matches {printable(part)}: give the path of TFRecord "
+                "files, where * stands for any characters"
+            )
+    return sorted(
+        {path for part in parts for path in found[part]}, key=os.fsencode
+    )
+
+
+def _matches(pattern):
+    """Files that one glob matches; what exists is meant as it is named."""
+    if "://" not in pattern.removeprefix("file://"):
+        return matching_files(pattern)
+    found = tf.io.gfile.glob(pattern)
+    if not found and tf.io.gfile.exists(pattern):
+        return [pattern]
+    return found
 
 
 def _stamp(path):

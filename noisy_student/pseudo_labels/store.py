@@ -65,11 +65,12 @@ class LabelStore:
     def selection_path(self):
         return self.directory / "selection.json"
 
-    def begin(self, manifest):
+    def begin(self, manifest, way_out="bring it back"):
         """Tie the directory to a source and a teacher, or check that it is.
 
         Args:
             manifest: Dict of what the labels depend on.
+            way_out: What to do if it is another one, for the error message.
 
         Raises:
             UserError: If labels are there that were made of something else.
@@ -77,15 +78,23 @@ class LabelStore:
         if not self.manifest_path.exists():
             write_json(self.manifest_path, manifest)
             return
+        changed = self.difference(manifest)
+        if changed:
+            raise UserError(
+                f"the labels in {self.directory} were made with another "
+                f"{changed}: {way_out}, or use another --workdir"
+            )
+
+    def difference(self, manifest):
+        """What the labels depend on that is another now, in words, or None."""
         existing = self.manifest()
         for key in manifest:
             if _identity(existing.get(key)) != _identity(manifest[key]):
-                raise UserError(
-                    f"the labels in {self.directory} were made with another "
+                return (
                     f"{key} ({_short(existing.get(key))}, now "
-                    f"{_short(manifest[key])}): delete that folder to label "
-                    "again, or use another --workdir"
+                    f"{_short(manifest[key])})"
                 )
+        return None
 
     def manifest(self):
         """What the labels that are there depend on."""
@@ -271,5 +280,7 @@ def _identity(value):
 
 def _short(value):
     """A value as an error message shows it."""
+    if isinstance(value, dict) and "shard_sizes" in value:
+        return f"{sum(value['shard_sizes'])} images of {value['name']}"
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
