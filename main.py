@@ -20,7 +20,7 @@ def main(argv):
 
     Returns:
         Exit code: 0 for success, 2 for what the user can mend, 143 after
-        SIGTERM, 130 after Ctrl-C.
+        SIGTERM, 130 after Ctrl-C, 129 after SIGHUP.
     """
     try:
         with stopping.signals():

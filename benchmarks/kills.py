@@ -115,14 +115,16 @@ def complete(workdir, flags):
     return writes
 
 
-def start(workdir, flags, *, after=None, at_write=0):
+def start(workdir, flags, *, after=None, at_write=0, sends=signal.SIGKILL):
     """Run `main.py` in a process of its own.
 
     Args:
         workdir: Of the run.
         flags: List of strings, what is not in `FLAGS`.
         after: Seconds until it is killed, if it has not ended.
-        at_write: Number of the dangerous moment at which it dies; 0 for none.
+        at_write: Number of the dangerous moment at which it gets a signal; 0
+            for none.
+        sends: Number of that signal.
 
     Returns:
         Exit code, negative for a signal, and how many such moments there were.
@@ -133,7 +135,9 @@ def start(workdir, flags, *, after=None, at_write=0):
     context.set_forkserver_preload(["noisy_student.phases"])
     writes = context.Value("i", 0)
     arguments = ["main.py", *FLAGS, f"--workdir={workdir}", *flags]
-    process = context.Process(target=_child, args=(arguments, writes, at_write))
+    process = context.Process(
+        target=_child, args=(arguments, writes, at_write, sends)
+    )
     process.start()
     process.join(after)
     if process.is_alive():
@@ -142,10 +146,10 @@ def start(workdir, flags, *, after=None, at_write=0):
     return process.exitcode, writes.value
 
 
-def _child(arguments, writes, at_write):
+def _child(arguments, writes, at_write, sends):
     os.chdir(REPOSITORY)
     for name in ("fsync", "replace"):
-        setattr(os, name, _deadly(getattr(os, name), writes, at_write))
+        setattr(os, name, _deadly(getattr(os, name), writes, at_write, sends))
     # What it prints would be printed many times.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         import main as command
@@ -157,19 +161,19 @@ def _child(arguments, writes, at_write):
     sys.exit(code)
 
 
-def _deadly(function, writes, at_write):
-    """A function of `os` that kills its process at one of the calls."""
+def _deadly(function, writes, at_write, sends):
+    """A function of `os` that signals its process at one of the calls."""
 
     def call(*arguments):
         writes.value += 1
         if writes.value == at_write:
-            if function.__name__ == "fsync":
+            if function.__name__ == "fsync" and sends == signal.SIGKILL:
                 # What the disk does not hold yet, it may lose.
                 with contextlib.suppress(OSError):  # a folder has no size
                     size = os.fstat(arguments[0]).st_size
                     path = os.readlink(f"/proc/self/fd/{arguments[0]}")
                     os.truncate(path, size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sends)
         return function(*arguments)
 
     return call

@@ -116,10 +116,12 @@ def ours(network, arguments, folder):
     )
     folder = pathlib.Path(folder)
     checkpoints = Checkpoints(folder)
+    guard = StopAtNonFinite(checkpoints, 0)
+    path, watcher = folder / "metrics.jsonl", OnTerminal(folder)
     return model, [
-        StopAtNonFinite(checkpoints, 0),
-        curves.Curves(0, LONG, folder / "metrics.jsonl", OnTerminal(folder)),
-        ByTheClock(checkpoints, 0, minutes=10),
+        guard,
+        curves.Curves(0, LONG, path, watcher, guard.check),
+        ByTheClock(checkpoints, 0, 10, guard.check),
     ]
 
 
@@ -164,12 +166,15 @@ def turn(model, callbacks, arguments):
 
     def work():
         clock = Clock()
+        every = [*callbacks, clock]
+        if callbacks:  # ours, as `trainer.fit` has them
+            every = curves.DeviceLogs(every, model=model, add_history=True)
         model.fit(
             batches,
             steps_per_epoch=arguments.steps + 1,
             shuffle=False,
             verbose=0,
-            callbacks=[*callbacks, clock],
+            callbacks=every,
         )
         return arguments.steps, clock.ends[-1] - clock.ends[0]
 

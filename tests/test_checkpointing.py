@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was stopped, however rudely, ends with the same bits."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import time
 
 import keras
 import numpy as np
@@ -19,6 +21,7 @@ from noisy_student.models.stochastic_depth import StochasticDepth
 from noisy_student.training import curves
 from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
+from noisy_student.training.checkpointing import StopAtNonFinite
 from noisy_student.training.schedules import exponential_decay
 
 NUM_CLASSES = 3
@@ -345,6 +348,113 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(
     model = make_model(seed=2)
     assert 1 <= fit(model, tmp_path, STEPS) < STEPS
     assert_same_bits(model, uninterrupted)
+
+
+@pytest.mark.parametrize("step", (2, STEPS))
+@pytest.mark.parametrize("in_notebook", (False, True))
+def test_a_signal_while_a_checkpoint_is_written_ends_the_run_after_it(
+    uninterrupted, tmp_path, monkeypatch, step, in_notebook
+):
+    save = np.savez
+    written = []
+
+    def save_and_ask_to_stop(file, **arrays):
+        save(file, **arrays)
+        written.append(file.name)
+        if len(written) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers = contextlib.nullcontext if in_notebook else stopping.signals
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", save_and_ask_to_stop)
+        with pytest.raises(stopping.Stopped, match="SIGTERM"), handlers():
+            fit(make_model(seed=1), tmp_path, STEPS, minutes=0)
+    assert len(written) == step, "it went on"
+    assert signal.getsignal(signal.SIGTERM) is before
+    model = make_model(seed=2)
+    assert fit(model, tmp_path, STEPS) == step
+    assert_same_bits(model, uninterrupted)
+
+
+def test_a_signal_while_a_checkpoint_is_restored_ends_the_run(
+    small_model, tmp_path, monkeypatch
+):
+    Checkpoints(tmp_path / "checkpoints").save(small_model, 2)
+    load = np.load
+
+    def load_and_ask_to_stop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(np, "load", load_and_ask_to_stop)
+    with pytest.raises(stopping.Stopped), stopping.signals():
+        fit(make_model(seed=1), tmp_path, STEPS)
+
+
+def test_a_second_signal_does_not_wait_for_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    def ask_twice(file, **arrays):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it waited")
+
+    monkeypatch.setattr(np, "savez", ask_twice)
+    with pytest.raises(stopping.Stopped), stopping.signals():
+        fit(make_model(seed=1), tmp_path, STEPS, minutes=0)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_figures_stay_on_the_device_until_they_are_shown(tmp_path, monkeypatch):
+    # To fetch one is to wait for the device, at each step.
+    fetched = []
+    eager = next(c for c in type(tf.constant(0)).__mro__ if "_numpy" in vars(c))
+    original = eager._numpy
+
+    def count(tensor):
+        if tensor.dtype.is_floating:
+            fetched.append(tensor)
+        return original(tensor)
+
+    counts = {}
+
+    class Counter(curves.Watcher):
+        def step(self, step, figures):
+            counts[step] = len(fetched)
+            if step == 31:
+                assert set(figures()) > {"loss", "labeled_loss"}
+                counts["shown"] = len(fetched) - counts[step]
+            fetched.clear()
+
+    monkeypatch.setattr(eager, "_numpy", count)
+    trainer.fit(
+        make_model(seed=1),
+        make_batches,
+        steps=2 * curves.LINES,
+        checkpoints=Checkpoints(tmp_path / "checkpoints"),
+        checkpoint_minutes=60,
+        metrics_path=tmp_path / "metrics.jsonl",
+        watcher=Counter(),
+    )
+    shown = counts.pop("shown")
+    assert shown
+    for step, count in counts.items():
+        # A line every other step: the figures and the learning rate.
+        assert bool(count) == (step % 2 == 0), (step, count)
+
+
+def test_a_loss_that_nobody_reads_is_checked_now_and_then(
+    tmp_path, monkeypatch
+):
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    guard = StopAtNonFinite(Checkpoints(tmp_path), first_step=100)
+    guard.on_train_batch_end(0, {"loss": tf.constant(1.0)})
+    guard.on_train_batch_end(1, {"loss": tf.constant(np.inf)})
+    with pytest.raises(UserError, match="the loss is inf at step 102"):
+        for batch in range(2, 30):
+            guard.on_train_batch_end(batch, {"loss": tf.constant(np.nan)})
 
 
 def test_restores_into_a_second_model_of_the_process(small_model, tmp_path):

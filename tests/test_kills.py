@@ -3,6 +3,7 @@
 
 import json
 import random
+import signal
 
 import pytest
 
@@ -45,6 +46,26 @@ def test_killed_while_it_writes(whole, tmp_path):
             ]
             found = [e.step for e in events if e.HasField("summary")]
             assert found == expected_steps, folder
+
+
+@pytest.mark.slow
+def test_stopped_while_it_writes(whole, tmp_path):
+    expected, writes = whole
+    workdir = tmp_path / "run"
+    done = 0
+    for moment in range(1, writes, writes // 20):
+        moment = max(1, moment - done)
+        code, last = kills.start(
+            workdir, [], at_write=moment, sends=signal.SIGTERM
+        )
+        if code == 0:
+            break  # what a stop repeats was counted as done
+        assert code == 128 + signal.SIGTERM
+        assert last <= moment + 5, "at most a checkpoint is written after it"
+        done += last
+    code, _ = kills.start(workdir, [])
+    assert code == 0
+    assert not kills.differences(expected, workdir)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -17,19 +18,19 @@ from noisy_student.errors import UserError
 from noisy_student.workdir import Workdir
 
 
+@pytest.mark.parametrize("name", ("SIGTERM", "SIGHUP"))
 @pytest.mark.parametrize(
     "before",
     # The second is what nohup and background jobs of a shell begin with.
     [signal.default_int_handler, signal.SIG_IGN],
 )
-def test_a_signal_ends_what_is_no_training(before):
+def test_a_signal_ends_what_is_no_training(name, before):
     at_start = signal.signal(signal.SIGINT, before)
-    with (
-        pytest.raises(stopping.Stopped, match="SIGTERM") as raised,
-        stopping.signals(),
-    ):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert raised.value.exit_code == 143
+    number = getattr(signal, name)
+    with pytest.raises(stopping.Stopped, match=name) as raised:
+        with stopping.signals():
+            os.kill(os.getpid(), number)
+    assert raised.value.exit_code == 128 + number
     assert signal.signal(signal.SIGINT, at_start) is before
 
 
@@ -43,6 +44,85 @@ def test_a_step_of_training_is_finished_first():
             with pytest.raises(stopping.Stopped) as raised:
                 os.kill(os.getpid(), signal.SIGINT)
         assert raised.value.exit_code == 130
+
+
+def test_a_signal_that_nobody_answered_is_answered_at_the_end():
+    with stopping.signals():
+        with pytest.raises(stopping.Stopped), stopping.postponed():
+            os.kill(os.getpid(), signal.SIGTERM)
+        # It was answered: what follows is not stopped by it.
+        with stopping.postponed():
+            assert stopping.requested() is None
+        with pytest.raises(stopping.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stopping.postponed():
+            assert stopping.requested() is None
+
+
+def test_an_error_is_not_replaced_by_a_signal():
+    with pytest.raises(UserError), stopping.postponed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise UserError("the loss is nan")
+    assert stopping.requested() is None
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.signals(), stopping.postponed():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stopping.requested() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_only_the_main_thread_can_handle_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    done = []
+
+    def work():
+        with stopping.signals(), stopping.postponed():
+            done.append(signal.getsignal(signal.SIGTERM) is before)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+IN_A_TERMINAL = """
+import fcntl, pathlib, sys, termios, time
+from noisy_student import stopping
+
+fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+try:
+    with stopping.signals(), stopping.postponed():
+        print("training", flush=True)
+        while stopping.requested() is None:
+            time.sleep(0.01)
+        print("saving", flush=True)
+        pathlib.Path(sys.argv[1]).write_text("saved")
+except stopping.Stopped as stopped:
+    print("stopped", file=sys.stderr, flush=True)
+    sys.exit(stopped.exit_code)
+"""
+
+
+def test_a_run_saves_when_its_terminal_is_closed(tmp_path):
+    ours, its = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, str(tmp_path / "checkpoint")],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+    )
+    os.close(its)
+    assert os.read(ours, 8) == b"training"
+    os.close(ours)  # the window is closed, and what is printed fails
+    assert process.wait(30) == 128 + signal.SIGHUP
+    assert (tmp_path / "checkpoint").read_text() == "saved"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):

@@ -19,6 +19,7 @@ from noisy_student.errors import UserError
 from noisy_student.files import write_atomically
 
 DIGEST = "sha256"  # of all the arrays of a file, in it under this name
+CHECK_SECONDS = 10  # between two looks at the loss
 
 
 class Checkpoints:
@@ -134,45 +135,54 @@ class CheckpointCallback(keras.callbacks.Callback):
         checkpoints: A `Checkpoints`.
         first_step: Steps that were done before this `fit`.
         minutes: Time between two checkpoints.
+        check: Function that is called before each of them and raises if
+            nothing may be saved.
     """
 
-    def __init__(self, checkpoints, first_step, minutes):
+    def __init__(self, checkpoints, first_step, minutes, check=lambda: None):
         super().__init__()
         self.checkpoints = checkpoints
         self.step = first_step
         self.saved_step = first_step
         self.seconds = 60 * minutes
+        self.check = check
 
     def on_train_begin(self, logs=None):
         self.saved_at = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        signal_number = stopping.requested()
         waited = time.monotonic() - self.saved_at
-        if signal_number is not None or waited >= self.seconds:
+        if stopping.requested() is not None or waited >= self.seconds:
             self._save()
-        if signal_number is not None:
-            print(f"  step {self.step} is saved", flush=True)
-            raise stopping.Stopped(signal_number)
+        # Also if the signal came while the checkpoint was written.
+        self._answer()
 
     def on_train_end(self, logs=None):
         # Once a step: a run that is killed in a second time would find the
         # step done, and leave what it had begun to write.
         if self.saved_step != self.step:
             self._save()
+        self._answer()
 
     def _save(self):
+        self.check()
         self.checkpoints.save(self.model, self.step)
         self.saved_step = self.step
         self.saved_at = time.monotonic()
 
+    def _answer(self):
+        if stopping.requested() is not None and self.saved_step == self.step:
+            print(f"  step {self.step} is saved", flush=True)
+            stopping.check()
+
 
 class StopAtNonFinite(keras.callbacks.Callback):
-    """Stop when the loss is no number, and name the step.
+    """Stop when the loss is not finite, and name the step.
 
-    A loss is read when the next step has begun, so that an accelerator does
-    not wait for it.
+    To read a loss is to wait for the device. So it is read every ten seconds,
+    and by `check` before anything is made of it: a line of the curves, a
+    checkpoint.
 
     Args:
         checkpoints: A `Checkpoints`.
@@ -183,22 +193,28 @@ class StopAtNonFinite(keras.callbacks.Callback):
         super().__init__()
         self.checkpoints = checkpoints
         self.step = first_step
-        self.loss = None  # of the last step
+        self.losses = []  # of the steps since the last check, on the device
+        self.checked_at = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._check()
         self.step += 1
-        self.loss = logs["loss"]
+        self.losses.append(logs["loss"])
+        if time.monotonic() - self.checked_at >= CHECK_SECONDS:
+            self.check()
 
-    def on_train_end(self, logs=None):
-        self._check()
-
-    def _check(self):
-        # The mean since the last report: one bad step is enough.
-        if self.loss is not None and not np.isfinite(loss := float(self.loss)):
-            raise UserError(
-                self.checkpoints.diverged(f"the loss is {loss}", self.step)
-            )
+    def check(self):
+        """Raise `UserError` if the loss of a step was not finite."""
+        losses, self.losses = self.losses, []
+        self.checked_at = time.monotonic()
+        # Means since the last line: once one is not finite, all are.
+        if not losses or np.isfinite(float(losses[-1])):
+            return
+        values = [float(loss) for loss in losses]
+        first = int(np.isfinite(values).argmin())
+        step = self.step - len(values) + 1 + first
+        raise UserError(
+            self.checkpoints.diverged(f"the loss is {values[first]}", step)
+        )
 
 
 class DamagedError(Exception):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The curves of a training, and who looks on.
 
-Figures live on the device. All are read fifty times a run, for a line of
-`metrics.jsonl`; in between a watcher may read those of the step before the
-last, for which no device has to be waited for.
+Figures live on the device. They are read fifty times a run, for a line of
+`metrics.jsonl`, and in between when a watcher shows them: to read one is to
+wait for the device, which then waits for the next step.
 """
 
 import contextlib
@@ -70,6 +70,17 @@ def begin_curves(path, first_step):
     return rows
 
 
+class DeviceLogs(keras.callbacks.CallbackList):
+    """Leaves the figures of a step where they are.
+
+    Keras makes floats of all of them after each step, and so waits for it.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
 class Curves(keras.callbacks.Callback):
     """A JSON line for a plot, fifty times a run: means since the line before.
 
@@ -78,36 +89,37 @@ class Curves(keras.callbacks.Callback):
         steps: Steps in all.
         path: The JSON-lines file, as `begin_curves` left it.
         watcher: A `Watcher`.
+        check: Function that is called before figures are read and raises if
+            they are not to be shown.
     """
 
-    def __init__(self, first_step, steps, path, watcher):
+    def __init__(self, first_step, steps, path, watcher, check=lambda: None):
         super().__init__()
         self.step = first_step
         self.steps = steps
         self.path = path
         self.watcher = watcher
+        self.check = check
         self.interval = max(1, steps // LINES)
-        self.logs = {}  # of the step before, or of the last line
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        if self.step % self.interval and self.step != self.steps:
-            before, self.logs = self.logs, logs
-        else:
-            before = self.logs = _floats(logs)
+        if self.step % self.interval == 0 or self.step == self.steps:
+            logs = self._read(logs)
             self.model.reset_metrics()
-            self._add_line()
+            self._add_line(logs)
         if stopping.requested() is None:
-            self.watcher.step(self.step, lambda: _floats(before))
+            self.watcher.step(self.step, lambda: self._read(logs))
         else:  # others have something to say now
             self.watcher.close()
 
-    def _add_line(self):
+    def _add_line(self, logs):
         lr = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        row = {"step": self.step, **self.logs, "lr": float(lr)}
+        row = {"step": self.step, **logs, "lr": float(lr)}
         append_text(self.path, json.dumps(row) + "\n")
         self.watcher.row(row)
 
-
-def _floats(logs):
-    return {name: float(value) for name, value in logs.items()}
+    def _read(self, logs):
+        """The figures of a step as floats, of its device or read already."""
+        self.check()
+        return {name: float(value) for name, value in sorted(logs.items())}

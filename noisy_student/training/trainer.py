@@ -10,6 +10,7 @@ from noisy_student.training.averaging import AveragedModel
 from noisy_student.training.checkpointing import CheckpointCallback
 from noisy_student.training.checkpointing import StopAtNonFinite
 from noisy_student.training.curves import Curves
+from noisy_student.training.curves import DeviceLogs
 from noisy_student.training.curves import Watcher
 from noisy_student.training.curves import begin_curves
 from noisy_student.training.optimizers import RMSprop
@@ -111,11 +112,11 @@ def fit(
     watcher = watcher or Watcher()
     batches = make_batches(first_step)
     rows = begin_curves(metrics_path, first_step)
-    callbacks = [
-        StopAtNonFinite(checkpoints, first_step),
-        Curves(first_step, steps, metrics_path, watcher),
-        CheckpointCallback(checkpoints, first_step, checkpoint_minutes),
-    ]
+    guard = StopAtNonFinite(checkpoints, first_step)
+    saver = CheckpointCallback(
+        checkpoints, first_step, checkpoint_minutes, guard.check
+    )
+    curves = Curves(first_step, steps, metrics_path, watcher, guard.check)
     try:
         watcher.begin(first_step, rows, batches)
         # A signal in the middle of a step would leave half of an update.
@@ -125,7 +126,9 @@ def fit(
                 steps_per_epoch=steps - first_step,
                 shuffle=False,
                 verbose=0,
-                callbacks=callbacks,
+                callbacks=DeviceLogs(
+                    [guard, curves, saver], model=model, add_history=True
+                ),
             )
     finally:
         watcher.close()
