@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices asked for are the devices used, or a sentence says why not."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -186,3 +187,47 @@ def test_memory_of_a_tpu_is_unknown(monkeypatch):
 
     monkeypatch.setattr(tf.distribute, "TPUStrategy", Fake)
     assert distribution.device_memory(Fake()) is None
+
+
+V5E = ("dev/vfio/vfio", "dev/vfio/0")
+
+
+@pytest.mark.parametrize(
+    ("files", "variables", "is_there"),
+    [
+        ((), {}, False),
+        ((), {"TPU_NAME": "local"}, True),
+        ((), {"TPU_WORKER_ID": "0"}, False),  # left behind by something
+        (("dev/accel0",), {}, True),  # up to v4, Colab's v2-8
+        (("dev/accel2",), {}, True),  # a container with some of the chips
+        (("dev/accel/accel0",), {}, False),  # an Intel NPU
+        (V5E, {}, False),  # a PC with a device for its virtual machines
+        (("dev/vfio/vfio",), {"TPU_WORKER_ID": "0"}, False),
+        (V5E, {"TPU_ACCELERATOR_TYPE": "v5litepod-1"}, True),
+        (V5E, {"TPU_WORKER_ID": "0"}, True),
+        ((*V5E, "sys/bus/pci/devices/0000:00:04.0/vendor=0x1ae0"), {}, True),
+        ((*V5E, "sys/bus/pci/devices/0000:00:04.0/vendor=0x10de"), {}, False),
+    ],
+)
+def test_tpus_of_every_generation_are_found(
+    tmp_path, monkeypatch, files, variables, is_there
+):
+    for name in list(os.environ):
+        if name.startswith("TPU_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for file in files:
+        name, _, content = file.partition("=")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert distribution._has_tpu(f"{tmp_path}/") is is_there
+
+
+def test_the_library_of_tpus_speaks_of_one(tmp_path, monkeypatch):
+    for name in V5E:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert distribution._has_tpu(f"{tmp_path}/")

@@ -6,6 +6,8 @@ take its place.
 """
 
 import functools
+import glob
+import importlib.util
 import os
 import subprocess
 
@@ -13,6 +15,7 @@ import tensorflow as tf
 
 from noisy_student.errors import UserError
 
+GOOGLE = "0x1ae0"  # as a vendor of PCI devices
 CHOICES = ("auto", "cpu", "gpu", "mirrored", "tpu")
 
 
@@ -210,8 +213,32 @@ def _show_gpus(gpus):
         tf.config.set_visible_devices(gpus, "GPU")
 
 
-def _has_tpu():
-    return bool(os.environ.get("TPU_NAME")) or os.path.exists("/dev/accel0")
+def _has_tpu(root="/"):
+    """Whether the machine has a TPU, as far as its files and variables say.
+
+    Up to v4 a TPU is `/dev/accel0`, from v5e on a numbered file of vfio. That
+    may be any device which was passed through, as on a PC, so something else
+    has to speak of a TPU: its variables, its library, or Google as the vendor
+    of a device.
+    """
+    if os.environ.get("TPU_NAME") or glob.glob(f"{root}dev/accel[0-9]*"):
+        return True
+    if not glob.glob(f"{root}dev/vfio/[0-9]*"):
+        return False
+    vendors = glob.glob(f"{root}sys/bus/pci/devices/*/vendor")
+    return (
+        any(name.startswith("TPU_") for name in os.environ)
+        or importlib.util.find_spec("libtpu") is not None
+        or any(_first_line(path) == GOOGLE for path in vendors)
+    )
+
+
+def _first_line(path):
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
 
 
 def _tpu_strategy():
@@ -226,5 +253,6 @@ def _tpu_strategy():
         raise UserError(
             f"--distribution=tpu, but no TPU answers at {address!r} "
             f"({str(error).splitlines()[0][:120]}): on a TPU VM install "
-            "tensorflow-tpu instead of tensorflow, see docs/tpu.md"
+            "tensorflow-tpu instead of tensorflow, see docs/tpu.md; "
+            "--distribution=cpu or gpu trains without it"
         ) from error
