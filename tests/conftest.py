@@ -1,21 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two logical CPU devices for every test, and the data that tests share."""
+"""The data that tests share, and the tests that need two devices.
 
-import os
+Nothing here changes what TensorFlow does for a user, but for `--two_devices`.
+"""
+
 import pathlib
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 import pytest
-import tensorflow as tf
-
-# Before anything else touches TensorFlow: MirroredStrategy over two logical
-# CPUs runs the code of several GPUs, on any machine.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -23,6 +14,41 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # their tests never skip. Verbatim, but for filter/filter.npz: it holds the
 # highest probability of each row instead of all twenty.
 BUNDLED = REPOSITORY / "tests" / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--two_devices",
+        action="store_true",
+        help="Split the CPU in two, and run the tests that need two devices, "
+        "and no others; test_two_devices.py does so in a process of its own.",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--two_devices"):
+        import tensorflow as tf
+
+        # Before anything else touches TensorFlow: MirroredStrategy over two
+        # logical CPUs runs the code of several GPUs, on any machine.
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2,
+        )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Choose, as a process has one CPU or two from its start to its end."""
+    chosen, others = [], []
+    for item in items:
+        needs_two = (
+            item.get_closest_marker("two_devices") is not None
+            or "two_replicas" in item.fixturenames
+        )
+        fits = needs_two == config.getoption("--two_devices")
+        (chosen if fits else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
 
 
 @pytest.fixture
@@ -41,7 +67,7 @@ def two_replicas():
 
     strategy = distribution.make_strategy("mirrored")
     if strategy.num_replicas_in_sync != 2:
-        pytest.skip("needs two devices of a kind")
+        pytest.skip("this machine has another number of GPUs")
     return strategy
 
 

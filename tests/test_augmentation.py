@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RandAugment leaves nothing of is not decoded, and nobody can tell."""
+"""Bytes are the same everywhere; what RandAugment erases is not decoded."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import REPOSITORY
 
 from noisy_student.data import augmentation
 from noisy_student.data import preprocessing
@@ -94,3 +99,48 @@ def test_evaluation_decodes_everything():
     )
     view = preprocessing.center_crop(jpeg(), SIZE)
     np.testing.assert_array_equal(see(jpeg(), SEEDS[0]), view)
+
+
+DIGESTS = """
+import hashlib
+import numpy as np
+import tensorflow as tf
+from noisy_student.data import augmentation
+
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (24, 50, 40, 3)).astype(np.uint8)
+png = [tf.io.encode_png(image).numpy() for image in images]
+jpeg = [tf.io.encode_jpeg(image).numpy() for image in images]
+views = [
+    dict(randaugment_num_ops=1, translate_const=4),
+    dict(randaugment_num_ops=0, crop="padded", cutout_size=8),
+    dict(randaugment_num_ops=0, random_crop=False),
+    dict(randaugment_num_ops=0, random_crop=False, crop="padded"),
+]
+functions = {
+    str(view): augmentation.make_augment(image_size=32, **view)
+    for view in views
+}
+for name, function in functions.items():
+    digest = hashlib.sha256()
+    rows = tf.data.Dataset.from_tensor_slices(png + jpeg).enumerate()
+    for image in rows.map(lambda i, row: function(row, tf.stack([i, 1]))):
+        digest.update(image.numpy().tobytes())
+    print(name, digest.hexdigest())
+"""
+
+
+def test_views_have_the_same_bytes_with_onednn_and_without():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIGESTS],
+            env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": setting},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for setting in "01"
+    ]
+    without, with_onednn = (p.communicate()[0] for p in processes)
+    assert with_onednn == without
+    assert without.count("\n") == 4

@@ -154,6 +154,7 @@ def test_tfds_names_splits_and_folders(tmp_path, capsys):
     assert "validation" in message
 
 
+@pytest.mark.two_devices
 @pytest.mark.parametrize(
     ("flag", "named"),
     [

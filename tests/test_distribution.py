@@ -41,6 +41,7 @@ def test_one_device_needs_no_strategy(name):
 
 
 @without_gpu
+@pytest.mark.two_devices
 def test_mirrored_takes_every_cpu():
     strategy = distribution.make_strategy("mirrored", cpu_devices=2)
     assert isinstance(strategy, tf.distribute.MirroredStrategy)
@@ -48,6 +49,7 @@ def test_mirrored_takes_every_cpu():
 
 
 @without_gpu
+@pytest.mark.two_devices
 def test_a_process_has_one_mirrored_strategy():
     # Two would give their all-reduces the same numbers, and TensorFlow takes
     # them for one: "Shape mismatch in the collective instance 100".
@@ -102,6 +104,7 @@ def test_unknown_name_is_a_sentence():
 
 
 @without_gpu
+@pytest.mark.two_devices
 @pytest.mark.parametrize("name", ("cpu", "mirrored"))
 def test_cpus_do_not_compile_with_xla(name):
     strategy = distribution.make_strategy(name)
@@ -135,6 +138,7 @@ def test_divisible_batches_and_absent_ones_pass():
 
 
 @without_gpu
+@pytest.mark.two_devices
 @pytest.mark.skipif(
     not os.path.exists("/proc/meminfo"), reason="needs Linux's /proc"
 )

@@ -59,7 +59,7 @@ def test_flags_that_are_named_exist(page):
     # Of other programs, in the same pages.
     known |= {"zone", "accelerator-type", "version", "project", "name"}
     known |= {"logdir"}
-    others = "gcloud|pip|git|curl|tar|jupyter"
+    others = "gcloud|pip|git|curl|tar|jupyter|pytest"
     text = re.sub(rf"^(?!.*python main).*({others}) .*$", "",
                   page.read_text(), flags=re.MULTILINE)  # fmt: skip
     # Scripts have flags of their own.

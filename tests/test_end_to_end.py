@@ -278,6 +278,7 @@ def test_labels_of_other_images_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.two_devices
 def test_the_whole_loop_on_two_devices(photos, tmp_path, capsys):
     flags = [
         *folder_flags(photos),

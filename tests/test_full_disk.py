@@ -74,7 +74,6 @@ def test_a_disk_that_is_full_and_then_is_not(whole, tmp_path, share):
             "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": str(REPOSITORY),
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            "TF_ENABLE_ONEDNN_OPTS": "0",
             "SIZE": str(max(8192, int(share * size))),
             "DISK": str(disk),
             "COPY": str(copy),

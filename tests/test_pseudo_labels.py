@@ -236,7 +236,9 @@ def brightness_network():
     return keras.Model(pixels, logits)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize(
+    "num_devices", [1, pytest.param(2, marks=pytest.mark.two_devices)]
+)
 @pytest.mark.parametrize("batch_size", [2, 4, 100])
 def test_predictions_stand_at_their_image(
     small_shards, num_devices, batch_size

@@ -437,7 +437,12 @@ def test_an_online_teacher_answers_in_the_step(two_replicas, replicas):
 
 @pytest.mark.parametrize(
     "distribution",
-    ["cpu", pytest.param("mirrored", marks=pytest.mark.slow)],
+    [
+        "cpu",
+        pytest.param(
+            "mirrored", marks=[pytest.mark.slow, pytest.mark.two_devices]
+        ),
+    ],
 )
 def test_the_loop_with_an_online_teacher(
     teacher, tmp_path, capsys, distribution
