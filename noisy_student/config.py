@@ -59,19 +59,53 @@ class Config(
                 f"values, but there are {count} students: give one value, or "
                 "one for each"
             )
+        self._check_schedule()
+        ceiling, threshold = self.confidence_ceiling, self.confidence_threshold
+        if ceiling is not None and ceiling < threshold:
+            raise UserError(
+                f"--confidence_ceiling={ceiling} is below "
+                f"--confidence_threshold={threshold}, so no image would be "
+                "kept: give a higher one"
+            )
         if not self.train_teacher and not self.init_from:
             raise UserError(
                 "--notrain_teacher needs the teacher's weights: give "
                 "--init_from=PATH"
             )
 
+    def _check_schedule(self):
+        """Refuse a last learning rate that no decay leads to."""
+        if self.final_base_lr is None:
+            return
+        if self.final_base_lr >= self.base_lr:
+            raise UserError(
+                f"--final_base_lr={self.final_base_lr} must be below "
+                f"--base_lr={self.base_lr}: give a smaller one, or auto"
+            )
+        if self.lr_decay_factor >= 1:
+            raise UserError(
+                f"--lr_decay_factor={self.lr_decay_factor} never leads to "
+                f"--final_base_lr={self.final_base_lr}: give a factor below "
+                "1, such as 0.97"
+            )
+
     def channel_statistics(self):
         """Dict of the `mean` and `std` that are set, as tuples of 3 floats."""
-        return {
-            name: numbers(name, getattr(self, name), "124,116,104", count=3)
-            for name in ("mean", "std")
-            if getattr(self, name) is not None
-        }
+        statistics = {}
+        for name, low in (("mean", None), ("std", 0)):
+            text = getattr(self, name)
+            if text is None:
+                continue
+            values = numbers(name, text, "124,116,104", 3, low=low, high=256)
+            # Images of 0 to 255 whose pixels are all below 2 are black.
+            if 0 < max(values) <= 1:
+                scaled = ",".join(f"{255 * value:g}" for value in values)
+                raise UserError(
+                    f"--{name}={text} is of pixels from 0 to 1, and here they "
+                    f"go from 0 to 255: give --{name}={scaled}"
+                )
+            statistics[name] = values
+        return statistics
 
     def noise(self, name):
         """The set of noises on `labeled`, `unlabeled`, ... images."""
@@ -86,8 +120,9 @@ class Config(
 
     def formats(self):
         """The formats to export, in the order of the settings, or None."""
-        names = [name.strip() for name in self.export_formats.split(",")]
-        if names == ["auto"]:
+        parts = (self.export_formats or "").split(",")
+        names = [name.strip() for name in parts if name.strip()]
+        if names == ["auto"] or not names:
             return None
         for unknown in sorted(set(names) - set(settings.EXPORT_FORMATS)):
             raise UserError(

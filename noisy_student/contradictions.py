@@ -23,6 +23,7 @@ MODE_FLAGS = {
         "batch_size",
         "accumulation_steps",
         "base_lr",
+        "final_base_lr",
         "finetune",
         "frozen_blocks",
     ),

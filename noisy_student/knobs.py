@@ -14,6 +14,7 @@ from noisy_student.errors import UserError
 # What a text is, if it is a path: of one thing, or globs of several.
 PATH, PATTERNS = "path", "patterns"
 FILE = "run.flags"  # which remembers the settings of a run
+MOST = 2**31 - 1  # where no other limit is set
 
 
 def knob(default, help, choices=(), low=None, high=None, free=False, kind=None):
@@ -61,11 +62,18 @@ def check(field, value):
         raise UserError(
             f"--{field.name} must be one of {', '.join(choices)}, not {value!r}"
         )
+    if isinstance(value, int | float) and high is None:
+        high = MOST
     # Written so that NaN, which is neither below nor above, is refused.
     too_low = low is not None and not value >= low
     if too_low or (high is not None and not value <= high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"--{field.name} must be {bounds}, not {value}")
+        bounds = f"from {low} to {high}"
+        if high is None or (high == MOST and too_low):
+            bounds = f"at least {low}"
+        # Percent, where a fraction is asked for.
+        percent = high is not None and high <= 1 < value <= 100
+        hint = f", such as {value / 100:g} for {value:g} %" if percent else ""
+        raise UserError(f"--{field.name} must be {bounds}{hint}, not {value}")
 
 
 def respelled(field, value, spelling=files.tidy):
@@ -102,14 +110,16 @@ def respelled(field, value, spelling=files.tidy):
     return value
 
 
-def numbers(name, text, example, count=None):
-    """Read positive numbers that are separated by commas.
+def numbers(name, text, example, count=None, low=0.0, high=1e4):
+    """Read numbers that are separated by commas.
 
     Args:
         name: Of the flag, for the error message.
         text: Such as `14,14,28`.
         example: What to show a user who got it wrong.
         count: How many there must be; any number by default.
+        low: Below all of them; None if 0 is allowed, but nothing below.
+        high: The largest that is allowed.
 
     Returns:
         Tuple of floats.
@@ -120,13 +130,15 @@ def numbers(name, text, example, count=None):
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        values = (0.0,)
-    if not all(0 < value < math.inf for value in values) or (
+        values = (math.nan,)
+    above = [0 <= v if low is None else low < v for v in values]
+    if not all(a and v <= high for a, v in zip(above, values, strict=True)) or (
         count and len(values) != count
     ):
+        bounds = "from 0" if low is None else f"above {low:g}"
         raise UserError(
-            f"--{name} must be {count or 'some'} positive numbers such as "
-            f"{example}, not {text!r}"
+            f"--{name} must be {count or 'some'} numbers {bounds} and up to "
+            f"{high:g}, such as {example}, not {text!r}"
         )
     return values
 

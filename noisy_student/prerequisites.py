@@ -24,6 +24,7 @@ FINETUNE_SETTINGS = (
     "batch_size",
     "accumulation_steps",
     "base_lr",
+    "final_base_lr",
     "finetune_epochs",
     "finetune_noise",
     "frozen_blocks",

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from fractions import Fraction
 
 import keras
 import tensorflow as tf
@@ -84,8 +85,9 @@ class Run:
         if not iteration:
             return 0
         # Rounded up, as the official code does; the loss keeps the exact
-        # ratio whatever the rounding.
-        ratio = self.config.unlabeled_ratio_of(iteration)
+        # ratio whatever the rounding. In decimals, for 10 times the float 1.1
+        # is more than 11.
+        ratio = Fraction(str(self.config.unlabeled_ratio_of(iteration)))
         return math.ceil(self.config.batch_size * ratio)
 
     @property
@@ -225,6 +227,8 @@ def open_run(config):
         distribution.check_divisible(
             run.num_replicas,
             config.accumulation_steps,
+            given=f"--batch_size={config.batch_size}, --unlabeled_ratio="
+            f"{config.unlabeled_ratio}",
             labeled=config.batch_size,
             unlabeled=run.unlabeled_batch_size(iteration),
         )

@@ -65,7 +65,11 @@ class RunSettings:
         free=True,
     )
     cpu_devices: int = knob(
-        1, "Split the CPU, to try mirrored without GPUs.", low=1, free=True
+        1,
+        "Split the CPU, to try mirrored without GPUs.",
+        low=1,
+        high=256,
+        free=True,
     )
     checkpoint_minutes: float = knob(
         10.0, "At most this much work is lost by a stop.", low=0, free=True
@@ -138,7 +142,7 @@ class ModelSettings:
         "b0", "Variants of the students, one per iteration: b0,b1."
     )
     image_size: int | None = knob(
-        None, "Pixels; auto: the variant's own.", low=8
+        None, "Pixels; auto: the variant's own.", low=8, high=10_000
     )
     mean: str | None = knob(
         None, "Mean of the channels, 0 to 255: R,G,B; empty: ImageNet's."
@@ -150,10 +154,10 @@ class ModelSettings:
         False, "Stages 2 and 3 at stride 1, for images of about 32 pixels."
     )
     width: float | None = knob(
-        None, "Overrides the variant's width multiplier.", low=0.01
+        None, "Overrides the variant's width multiplier.", low=0.01, high=20
     )
     depth: float | None = knob(
-        None, "Overrides the variant's depth multiplier.", low=0.01
+        None, "Overrides the variant's depth multiplier.", low=0.01, high=20
     )
     dropout_rate: float | None = knob(
         None, "Before the last layer; auto: the variant's.", low=0, high=0.99
@@ -192,9 +196,13 @@ class NoiseSettings:
         "resized: random-resized crop; padded: pad and crop, small images.",
         ("resized", "padded"),
     )
-    crop_padding: int = knob(4, "Pixels, for --crop=padded.", low=0)
+    crop_padding: int = knob(
+        4, "Pixels, for --crop=padded.", low=0, high=10_000
+    )
     flip: bool = knob(True, "Mirror half of the images.")
-    randaugment_num_ops: int = knob(2, "Per image, N (section 3.1).", low=0)
+    randaugment_num_ops: int = knob(
+        2, "Per image, N (section 3.1).", low=0, high=100
+    )
     randaugment_magnitude: float = knob(
         27.0, "Strength of each operation, M (section 3.1).", low=0, high=30
     )
@@ -209,15 +217,17 @@ class NoiseSettings:
         "Half side of Cutout's hole at M=10, pixels; auto: 40 (less below 224 "
         "pixels), or image_size / 8 with --crop=padded.",
         low=0,
+        high=10_000,
     )
     translate_const: int | None = knob(
         None,
         "Shift of TranslateX/Y at M=10, pixels; auto: 100 (less below 224 "
         "pixels), or image_size / 8 with --crop=padded.",
         low=0,
+        high=10_000,
     )
     cutout_size: int = knob(
-        0, "Side of a hole cut out of every image, pixels.", low=0
+        0, "Side of a hole cut out of every image, pixels.", low=0, high=10_000
     )
 
 
@@ -251,7 +261,7 @@ class TrainingSettings:
         "pseudo-labeled ones alone, to be finetuned.",
     )
     epochs: float = knob(
-        350.0, "Passes over the labeled images (section 3.1).", low=0
+        350.0, "Passes over the labeled images (section 3.1).", low=0.001
     )
     train_steps: int | None = knob(
         None, "Instead of --epochs; of both the last one counts.", low=1
@@ -370,5 +380,5 @@ class PlanSettings:
         None, "How many; auto: as here.", low=1, free=True
     )
     plan_memory_gb: float | None = knob(
-        None, "Memory of each; auto: as here.", low=0, free=True
+        None, "Memory of each; auto: as here.", low=0.001, free=True
     )

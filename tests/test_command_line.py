@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 from conftest import REPOSITORY
@@ -13,6 +14,7 @@ from noisy_student import command_line
 from noisy_student.config import Config
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
+from noisy_student.run import Run
 from noisy_student.settings import VARIANTS
 
 
@@ -305,6 +307,121 @@ def test_mistakes_are_one_sentence_that_names_them(argument, named):
     message = str(error.value)
     assert named in message, message
     assert "\n" not in message and len(message) < 400, message
+
+
+NUMBERS = [
+    field
+    for field in dataclasses.fields(Config)
+    if {int, float} & {field.type, *typing.get_args(field.type)}
+]
+assert len(NUMBERS) > 40
+
+
+@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
+def test_every_number_works_up_to_its_edges_and_not_beyond(tmp_path, field):
+    low, high = field.metadata["low"], field.metadata["high"]
+    is_float = float in {field.type, *typing.get_args(field.type)}
+    new = [f"--workdir={tmp_path}"]
+    # Of the same thing, or bound to each other.
+    new += [] if field.name == "final_base_lr" else ["--final_base_lr=auto"]
+    if field.name == "confidence_ceiling":
+        new += ["--confidence_threshold=0"]
+    elif field.name == "confidence_threshold":
+        new += ["--confidence_ceiling=auto"]
+    if field.name in ("final_base_lr", "lr_decay_epochs"):
+        new = new[:1]
+    for edge in (low, high):
+        lies_above = field.name == "final_base_lr" and edge == high
+        if edge is not None and not lies_above:
+            given = parse(*new, f"--{field.name}={edge}")
+            assert getattr(given, field.name) == edge
+    wrong = [low - (1e-4 if is_float else 1), 10 * (high or 2**31), "", "x"]
+    wrong += ["nan", "inf", "-inf", "1e400"] if is_float else ["1.5", "1e3"]
+    for value in wrong:
+        with pytest.raises(UserError, match=f"{field.name}.*") as error:
+            parse(*new, f"--{field.name}={value}")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--confidence_threshold=30"], "such as 0.3 for 30 %, not 30"),
+        (["--label_smoothing=10"], "0.99, such as 0.1 for 10 %, not 10"),
+        (["--ema_decay=1"], "--ema_decay must be from 0 to 0.999999, not 1"),
+        (["--epochs=0"], "--epochs must be at least 0.001, not 0"),
+        (["--batch_size=0"], "--batch_size must be at least 1, not 0"),
+        (["--images_per_class=0"], "--images_per_class must be at least 1"),
+        (["--unlabeled_ratio=14,14,"], "--unlabeled_ratio must be some numb"),
+        (["--unlabeled_ratio=0"], "--unlabeled_ratio .* above 0 .*, not '0'"),
+        (["--unlabeled_ratio=inf"], "--unlabeled_ratio .*, not 'inf'"),
+        (["--unlabeled_ratio=nan"], "--unlabeled_ratio .*, not 'nan'"),
+        (["--mean=0.485,0.456,0.406"], "give --mean=123.675,116.28,103.53"),
+        (["--std=0.229,0.224,0.225"], "give --std=58.395,57.12,57.375"),
+        (["--mean=0,0,0", "--std=1,1,1"], "give --std=255,255,255"),
+        (["--mean=-1,0,0"], "--mean must be 3 numbers from 0 and up to 256"),
+        (["--mean=1,2,300"], "--mean must be 3 numbers"),
+        (["--std=0,50,50"], "--std must be 3 numbers above 0"),
+        (["--std=50,50"], "--std must be 3 numbers"),
+        (
+            ["--base_lr=0.01", "--final_base_lr=0.5"],
+            "--final_base_lr=0.5 must be below --base_lr=0.01",
+        ),
+        (
+            ["--final_base_lr=0.001", "--lr_decay_factor=1"],
+            "--lr_decay_factor=1.0 never leads to --final_base_lr=0.001",
+        ),
+        (
+            ["--confidence_threshold=0.5", "--confidence_ceiling=0.3"],
+            "--confidence_ceiling=0.3 is below --confidence_threshold=0.5",
+        ),
+    ],
+)
+def test_numbers_at_their_edge_are_refused_in_a_sentence(
+    tmp_path, arguments, sentence
+):
+    with pytest.raises(UserError, match=sentence):
+        parse(f"--workdir={tmp_path}", *arguments)
+
+
+def test_numbers_that_look_odd_are_taken(tmp_path):
+    config = parse(
+        f"--workdir={tmp_path}",
+        "--mean=0,0,0",
+        "--std=255,255,255",
+        "--students=b0,b0,",
+        "--export_formats=keras,",
+        "--labeled_noise=crop,",
+    )
+    assert config.channel_statistics() == {
+        "mean": (0, 0, 0),
+        "std": (255, 255, 255),
+    }
+    assert config.student_variants() == ("b0", "b0")
+    assert config.formats() == ["keras"] and config.noise("labeled") == {"crop"}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ratio", "expected"),
+    [
+        (10, "1.1", 11),
+        (100, "0.07", 7),
+        (50, "0.58", 29),
+        (3, "1.1", 4),
+        (2048, "14", 28672),
+        (8, "1e-9", 1),
+    ],
+)
+def test_the_ratio_is_of_decimals(tmp_path, batch_size, ratio, expected):
+    config = Config(
+        workdir=str(tmp_path),
+        dataset="digits",
+        students="b0",
+        batch_size=batch_size,
+        unlabeled_ratio=ratio,
+    )
+    run = Run(config, None, None, None, None, None)
+    assert run.unlabeled_batch_size(1) == expected
 
 
 def test_every_knob_says_what_it_is():

@@ -136,13 +136,16 @@ def device_memory(strategy):
     return memory // strategy.num_replicas_in_sync
 
 
-def check_divisible(num_replicas, accumulation_steps=1, **batch_sizes):
+def check_divisible(
+    num_replicas, accumulation_steps=1, *, given="", **batch_sizes
+):
     """Refuse global batches that cannot be shared evenly.
 
     Args:
         num_replicas: R.
         accumulation_steps: N, the parts in which each replica computes its
             share.
+        given: What the sizes follow from, to be shown.
         **batch_sizes: Global batch sizes by the name to show; zeros pass.
 
     Raises:
@@ -162,6 +165,7 @@ def check_divisible(num_replicas, accumulation_steps=1, **batch_sizes):
                 f"the {name} batch of {size} images does not divide "
                 f"{' and '.join(where)}: make it "
                 f"{' or '.join(map(str, nearest))}{other}"
+                f"{given and f' ({given})'}"
             )
 
 

@@ -6,8 +6,6 @@ import math
 import keras
 from keras import ops
 
-from noisy_student.errors import UserError
-
 
 @keras.saving.register_keras_serializable(package="noisy_student")
 class ExponentialDecay(keras.optimizers.schedules.LearningRateSchedule):
@@ -105,21 +103,19 @@ def exponential_decay(
         An `ExponentialDecay`.
 
     Raises:
-        UserError: If no such stairs lead to `final_lr`.
+        ValueError: If no such stairs lead to `final_lr`.
 
     Reference: noisystudent/main.py, `decay_epochs`. As the stairs are counted
     from step 0 all the same, the last ones of a run lie below `final_lr`.
     """
     if final_lr is not None:
         if final_lr >= base_lr:
-            raise UserError(
-                f"the learning rate cannot fall from {base_lr:g} to "
-                f"{final_lr:g}: give a --final_base_lr below --base_lr"
+            raise ValueError(
+                f"final_lr={final_lr:g} must be below base_lr={base_lr:g}"
             )
         if decay_factor >= 1:
-            raise UserError(
-                f"--lr_decay_factor={decay_factor} never leads to "
-                "--final_base_lr: give a factor below 1, such as 0.97"
+            raise ValueError(
+                f"decay_factor={decay_factor} never leads to final_lr"
             )
         # A shorter run, to try something out, is all warm-up.
         if total_epochs > warmup_epochs:
