@@ -61,10 +61,10 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
     """Train from where a stopped run was, save the averages, evaluate."""
     config, workdir = run.config, run.workdir
     started = time.monotonic()
-    skipped = skipping.undecodable(run, "labeled")
+    skipped = skipping.unusable(run, "labeled")
     skipped_unlabeled = ()
     if phase == "distill" and config.online_teacher:
-        skipped_unlabeled = skipping.undecodable(run, "unlabeled")
+        skipped_unlabeled = skipping.unusable(run, "unlabeled")
     num_labeled = run.labeled.num_examples - len(skipped)
     steps = assembly.num_steps(config, phase, num_labeled)
     finetunes = phase == "finetune"

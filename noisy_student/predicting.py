@@ -32,6 +32,8 @@ PATIENCE = 15
 def labels_of(run, iteration, source, shards):
     """Let the model of an iteration label shards, as a teacher.
 
+    Evaluation images that are among them get no label.
+
     Args:
         run: The `Run`.
         iteration: Of the model.
@@ -43,6 +45,7 @@ def labels_of(run, iteration, source, shards):
     """
     if not shards:
         return
+    source = skipping.without_evaluation(run, source)
     keras.backend.clear_session()
     with run.strategy.scope():
         network = assembly.load_teacher(run, iteration)

@@ -6,24 +6,34 @@ images. Beside it, `skipped_<role>.json` remembers what was found out, so that
 it is found out once.
 """
 
+import contextlib
 import csv
+import dataclasses
 import io
+from zipfile import BadZipFile
+
+import numpy as np
 
 from noisy_student.data import decoding
+from noisy_student.data import duplicates
+from noisy_student.data import sources
 from noisy_student.data import undecodable as broken
 from noisy_student.errors import UserError
 from noisy_student.files import csv_cell
 from noisy_student.files import read_json
+from noisy_student.files import write_atomically
 from noisy_student.files import write_json
 from noisy_student.files import write_text
 from noisy_student.reporting import console
+from noisy_student.reporting.progress import Progress
 
 ROLES = ("labeled", "unlabeled", "evaluation")
 
 
-def undecodable(run, role):
-    """Which images of a training set cannot be decoded.
+def unusable(run, role):
+    """Which images of a training set are left out.
 
+    Those that cannot be decoded, and those that are evaluation images as well.
     Each is decoded once, less work than one epoch.
 
     Args:
@@ -34,22 +44,116 @@ def undecodable(run, role):
         List of pairs (shard, row).
 
     Raises:
-        UserError: If that is all of them.
+        UserError: If that is all of them, or all of a class. Labeled images
+            that are all evaluation images stay, with a warning.
     """
     source = getattr(run, role)
     known = _known(run, role)
+    lost = ()
     if known is None:
-        known = broken.find(source, decoding.decode)
+        known, labels, hashes = _survey(without_evaluation(run, source))
+        known = _name_originals(run, source, known)
+        same = [p for p, why in known.items() if _is_evaluated(why)]
+        if role == "labeled" and same and len(known) == source.num_examples:
+            # Whoever evaluates on what is trained on has nothing else.
+            console.print_all_evaluated(len(same), source.name)
+            known, labels, hashes = _survey(source)
+            same = []
         if len(known) == source.num_examples:
             first = min(known)
             raise UserError(
                 f"none of the {len(known)} {role} images of {source.name} can "
-                f"be decoded; the first is {source.example_name(*first)}: "
-                f"{known[first]}"
+                f"be {'used' if same else 'decoded'}; the first is "
+                f"{source.example_name(*first)}: {known[first]}"
             )
-        _remember(run, role, known)
+        if role == "labeled":
+            console.print_copies(*duplicates.copies(hashes, labels))
+            lost = _lost_classes(source, known, labels)
+        _remember(run, role, known, whole=not lost)
     _write_csv(run)
+    if lost:
+        raise UserError(
+            f"no image of class {sources.some(lost)} in {source.name} can be "
+            f"used, see {run.workdir.path / 'skipped.csv'}: replace these "
+            "images, or remove the class"
+        )
     return list(known)
+
+
+def _survey(source):
+    """What cannot be used of a source, and labels and hashes of the rest."""
+    labels, hashes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+
+    def on_batch(shards, rows, some_labels, some_hashes):
+        labels.append(some_labels)
+        hashes.append(some_hashes)
+
+    found = broken.find(source, decoding.decode, on_batch=on_batch)
+    return found, np.concatenate(labels), np.concatenate(hashes)
+
+
+def _is_evaluated(reason):
+    return reason.startswith(duplicates.REASON)
+
+
+def _lost_classes(source, left_out, labels):
+    """Names of the classes that had images, and have none left.
+
+    Args:
+        source: A `Source` with labels.
+        left_out: Pairs (shard, row).
+        labels: int64 `(N,)` of all other images.
+    """
+    there = set(np.unique(labels).tolist())
+    lost = {label for *_, label in broken.examples_at(source, left_out)} - there
+    return [source.class_names[label] for label in sorted(lost)]
+
+
+def without_evaluation(run, source):
+    """A source whose images fail to load if they are evaluation images too.
+
+    Args:
+        run: The `Run`.
+        source: A `Source` of images to train on.
+    """
+    if run.evaluation is None:
+        return source
+    return duplicates.without(source, _digests(run))
+
+
+def _digests(run):
+    """The `Digests` of the evaluation images; read once for each run."""
+    source = run.evaluation
+    path = run.workdir.path / "evaluation_digests.npz"
+    with contextlib.suppress(OSError, ValueError, LookupError, BadZipFile):
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["fingerprint"]) == source.fingerprint:
+                return duplicates.Digests(file["hashes"], file["digests"])
+    progress = Progress(source.num_examples, unit="images", patience=15)
+    progress.begin("reading the evaluation images ...")
+    try:
+        digests = duplicates.digests_of(source, progress.add)
+    finally:
+        progress.close()
+    arrays = dataclasses.asdict(digests) | {"fingerprint": source.fingerprint}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+    return digests
+
+
+def _name_originals(run, source, found):
+    """Reasons that name the evaluation image that an image is a copy of."""
+    same = [p for p, reason in found.items() if reason == duplicates.REASON]
+    if not same:
+        return found
+    names = duplicates.originals(source, same, run.evaluation, _digests(run))
+    # An image of the same short hash that is another one stays.
+    return {
+        position: f"{reason}, {names[position]}"
+        if position in names
+        else reason
+        for position, reason in found.items()
+        if reason != duplicates.REASON or position in names
+    }
 
 
 def record(run, role, positions):
@@ -66,7 +170,11 @@ def record(run, role, positions):
     if known is None or list(known) != sorted(positions):
         # What can be decoded was asked about: the network's fault.
         found = dict.fromkeys(sorted(positions), "the answer is not finite")
-        found |= broken.reasons(source, positions, decoding.decode)
+        without = source
+        if role == "unlabeled":
+            without = without_evaluation(run, source)
+        found |= broken.reasons(without, positions, decoding.decode)
+        found |= _name_originals(run, source, found)
         _remember(run, role, found)
     _write_csv(run)
 
@@ -94,7 +202,10 @@ def _known(run, role):
     path = _path(run, role)
     if path.exists():
         known = _read(path)
-        if known["fingerprint"] == getattr(run, role).fingerprint:
+        same = known["fingerprint"] == getattr(run, role).fingerprint
+        if run.evaluation:
+            same &= known.get("evaluation") == run.evaluation.fingerprint
+        if same:
             return {
                 (item["shard"], item["row"]): item["reason"]
                 for item in known["skipped"]
@@ -102,7 +213,8 @@ def _known(run, role):
     return None
 
 
-def _remember(run, role, found):
+def _remember(run, role, found, whole=True):
+    """Print and write what was found; not for good, unless it is the whole."""
     source = getattr(run, role)
     skipped = [
         {
@@ -118,9 +230,12 @@ def _remember(run, role, found):
     ]
     for item in (*skipped, *left_out)[: console.NAMES_SHOWN]:
         console.warn_skipped(item["file"], item["reason"])
-    console.print_skipped(len(skipped) + len(left_out), source.name)
+    same = sum(_is_evaluated(item["reason"]) for item in skipped)
+    console.print_skipped(len(skipped) - same + len(left_out), source.name)
+    console.print_evaluated(same, source.name)
     content = {
-        "fingerprint": source.fingerprint,
+        "fingerprint": source.fingerprint if whole else "",
+        "evaluation": run.evaluation and run.evaluation.fingerprint,
         "skipped": skipped,
         "left_out": left_out,
     }

@@ -4,6 +4,9 @@
 run.flags          the settings in force
 data.json          names of the classes; which images, and how many
 data_index.json    record files: how many records each holds
+skipped.csv        images that are left out, and why; skipped_*.json, the same
+                   for the next command; evaluation_digests.npz, hashes of
+                   the evaluation images
 results.json       a record for each phase that ended
 times.json         seconds of the commands that ended them
 .lock              of the process that works here

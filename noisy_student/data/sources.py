@@ -312,6 +312,18 @@ def fingerprint_of(items):
     return digest.hexdigest()
 
 
+def image_hash(image_bytes):
+    """A hash of an encoded image, in a graph.
+
+    Args:
+        image_bytes: string scalar.
+
+    Returns:
+        int64 scalar in [0, 2**63).
+    """
+    return tf.strings.to_hash_bucket_fast(image_bytes, 2**63 - 1)
+
+
 def printable(name):
     """File name, str or bytes of any kind, as one line of valid Unicode."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")

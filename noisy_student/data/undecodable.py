@@ -15,7 +15,7 @@ NO_SUCH_FILE = "no such file"  # the reason that is no fault of the image
 _READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
-def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
+def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE, on_batch=None):
     """Finds the images that cannot be decoded, by decoding each once.
 
     Args:
@@ -23,6 +23,9 @@ def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
         decode: string scalar -> tensors, eagerly and in a graph; it fails
             with a TensorFlow error if the bytes are no image.
         num_parallel_calls: number of images decoded at a time.
+        on_batch: function of shards, rows, labels and hashes of some images
+            that can be decoded, int64 `(N,)` each; the hashes are those of
+            `sources.image_hash`.
 
     Returns:
         Dict of (shard, row) -> short reason, in order. A file that is gone
@@ -32,41 +35,17 @@ def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
         UserError: if a file that holds many images cannot be read to its end.
     """
 
-    def examples(shard):
-        numbered = source.open_shard(shard).enumerate()
-        return numbered.map(lambda row, example: (shard, row, example[0]))
+    def read(image_bytes):
+        return decode(image_bytes), sources.image_hash(image_bytes)
 
-    # ignore_errors surrounds the decoding alone: a record file that cannot be
-    # opened fails again at every attempt, and would be ignored for ever.
-    def decoded_positions(*examples):
-        batch = tf.data.Dataset.from_tensor_slices(examples)
-        # Two maps, because TensorFlow skips the decoding in a function that
-        # does not return the image.
-        images = batch.map(lambda s, r, ref: (s, r, decode(source.load(ref))))
-        return images.map(lambda s, r, image: (s, r)).ignore_errors()
-
-    parallel = {
-        "num_parallel_calls": num_parallel_calls,
-        "deterministic": False,
-    }
-    positions = (
-        tf.data.Dataset.range(len(source.shard_sizes))
-        .interleave(examples, **parallel)
-        .batch(16)
-        .interleave(decoded_positions, **parallel)
-        .batch(1024)
-    )
     failed = [np.ones(size, bool) for size in source.shard_sizes]
-    try:
-        for shards, rows in positions.as_numpy_iterator():
-            for shard, row in zip(shards, rows, strict=True):
-                failed[shard][row] = False
-    except _READ_ERRORS as error:
-        raise sources.read_error(error) or UserError(
-            f"{source.name} cannot be read to its end "
-            f"({_reason(error)}): repair or replace the damaged file"
-        ) from error
-
+    for shards, rows, labels, hashes in batches_read(
+        source, read, 1, 1024, num_parallel_calls
+    ):
+        for shard, row in zip(shards, rows, strict=True):
+            failed[shard][row] = False
+        if on_batch:
+            on_batch(shards, rows, labels, hashes)
     return reasons(
         source,
         [
@@ -76,6 +55,85 @@ def find(source, decode, num_parallel_calls=tf.data.AUTOTUNE):
         ],
         decode,
     )
+
+
+def batches_read(
+    source, read, keep, batch_size, num_parallel_calls=tf.data.AUTOTUNE
+):
+    """Reads each image of a source once, in no order, but for those that fail.
+
+    Args:
+        source: a `Source`.
+        read: function of an encoded image, string scalar, to a tuple of
+            tensors, in a graph.
+        keep: how many of these, from the last, are wanted. The others are
+            computed all the same.
+        batch_size: images at a time.
+        num_parallel_calls: images read at a time.
+
+    Yields:
+        Tuples of arrays: shards, rows, labels, int64 `(N,)`, and what is kept.
+
+    Raises:
+        UserError: if a file that holds many images cannot be read to its end.
+    """
+
+    def examples(shard):
+        numbered = source.open_shard(shard).enumerate()
+        return numbered.map(lambda row, example: (shard, row, *example))
+
+    # ignore_errors surrounds the reading alone: a record file that cannot be
+    # opened fails again at every attempt, and would be ignored for ever.
+    def images(*examples):
+        batch = tf.data.Dataset.from_tensor_slices(examples)
+        # Two maps, because TensorFlow skips the decoding in a function that
+        # does not return the image.
+        found = batch.map(lambda *e: (*e[:2], e[3], *read(source.load(e[2]))))
+        return found.map(lambda *e: (*e[:3], *e[-keep:])).ignore_errors()
+
+    parallel = {
+        "num_parallel_calls": num_parallel_calls,
+        "deterministic": False,
+    }
+    batches = (
+        tf.data.Dataset.range(len(source.shard_sizes))
+        .interleave(examples, **parallel)
+        .batch(16)
+        .interleave(images, **parallel)
+        .batch(batch_size)
+    )
+    try:
+        yield from batches.as_numpy_iterator()
+    except _READ_ERRORS as error:
+        raise sources.read_error(error) or UserError(
+            f"{source.name} cannot be read to its end "
+            f"({_reason(error)}): repair or replace the damaged file"
+        ) from error
+
+
+def examples_at(source, positions):
+    """Yields some images of a source, as far as they can be read.
+
+    Args:
+        source: a `Source`.
+        positions: pairs (shard, row).
+
+    Yields:
+        Triples ((shard, row); the encoded image, bytes, or None; its label).
+    """
+    rows_of = {}
+    for shard, row in sorted(positions):
+        rows_of.setdefault(shard, []).append(row)
+    for shard, rows in rows_of.items():
+        numbered = source.open_shard(shard).enumerate()
+        is_wanted = among([(0, row) for row in rows])
+        wanted = numbered.filter(lambda row, _, f=is_wanted: f(0, row))
+        for row, (reference, label) in wanted:
+            try:
+                image = source.load(reference).numpy()
+            except _READ_ERRORS:
+                image = None
+            yield (shard, int(row)), image, int(label)
 
 
 def reasons(source, positions, decode):

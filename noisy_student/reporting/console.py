@@ -226,6 +226,46 @@ def print_skipped(count, name):
         )
 
 
+def print_evaluated(count, name):
+    """Say how many images of a training set are evaluation images, if any."""
+    if count:
+        print(
+            f"  warning: {_counted(count)} of {name} "
+            f"{'is' if count == 1 else 'are'} in the evaluation set too and "
+            "left out: see skipped.csv"
+        )
+
+
+def print_all_evaluated(count, name):
+    """Say that a model is evaluated on what it is trained on."""
+    print(
+        f"  warning: all {count} labeled images of {name} are in the "
+        "evaluation set too: the accuracy is that on images that the model has "
+        "seen"
+    )
+
+
+def print_copies(num_copies, num_contradictions):
+    """Say how many labeled images are there more than once, if any.
+
+    Args:
+        num_copies: Images that are not the first with their bytes.
+        num_contradictions: Different images that have several labels.
+    """
+    if num_copies:
+        several = ""
+        if num_contradictions:
+            several = f"; {_counted(num_contradictions)} in more than one class"
+        print(
+            f"  warning: exact copies among the labeled images: {num_copies}"
+            f"{several}"
+        )
+
+
+def _counted(count):
+    return "1 image" if count == 1 else f"{count} images"
+
+
 def _percent(value):
     return "-" if value is None else f"{value:.2%}"
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that are measured are not trained on; classes keep their images."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_finished_run
+from PIL import Image
+
+import main
+from noisy_student.data import decoding
+from noisy_student.data import duplicates
+from noisy_student.data import folder_sources
+from noisy_student.data import sources
+from noisy_student.data import tfrecord_source
+from noisy_student.data import undecodable
+from noisy_student.pseudo_labels.store import LabelStore
+
+pytestmark = pytest.mark.usefixtures("few_blocks")
+
+CLASSES = ("cat", "dog")
+
+
+def save_images(folder, count, seed):
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3))
+    for number, image in enumerate(pixels.astype(np.uint8)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Folders of random images, no two of them the same."""
+    for number, name in enumerate(CLASSES):
+        save_images(tmp_path / "labeled" / name, 4, number)
+        save_images(tmp_path / "eval" / name, 3, 10 + number)
+    save_images(tmp_path / "unlabeled", 6, 20)
+    return tmp_path
+
+
+def as_records(images, name):
+    """The same images as TFRecords, in the order of their names."""
+    path = images / f"{name}.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for file in sorted((images / name).rglob("*.png")):
+            image = tf.train.BytesList(value=[file.read_bytes()])
+            feature = {"image/encoded": tf.train.Feature(bytes_list=image)}
+            features = tf.train.Features(feature=feature)
+            example = tf.train.Example(features=features)
+            writer.write(example.SerializeToString())
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["folders", "records"])
+def test_evaluation_images_are_found_by_their_bytes(images, kind, monkeypatch):
+    monkeypatch.setattr(sources, "IMAGES_PER_SHARD", 4)
+    shutil.copy(images / "eval/dog/2.png", images / "unlabeled/another.png")
+    (images / "unlabeled" / "broken.png").write_bytes(b"\x89PNG no")
+    evaluation = folder_sources.class_folders(images / "eval")
+    if kind == "folders":
+        source = folder_sources.image_folder(images / "unlabeled")
+    else:
+        source = tfrecord_source.tfrecords(
+            as_records(images, "unlabeled"), labeled=False
+        )
+    digests = duplicates.digests_of(evaluation)
+    assert len(np.unique(digests.hashes)) == 6 and (digests.hashes >= 0).all()
+    without = duplicates.without(source, digests)
+    found = undecodable.find(without, decoding.decode)
+    (same,) = [p for p, why in found.items() if why == duplicates.REASON]
+    assert len(found) == 2
+    names = duplicates.originals(source, found, evaluation, digests)
+    assert names == {same: str(images / "eval/dog/2.png")}
+    # The images themselves are as they were.
+    assert len(undecodable.find(source, decoding.decode)) == 1
+
+
+def test_images_of_one_hash_are_told_apart(images, monkeypatch):
+    monkeypatch.setattr(
+        duplicates, "image_hash", lambda _: tf.constant(1, tf.int64)
+    )
+    evaluation = folder_sources.class_folders(images / "eval")
+    source = folder_sources.image_folder(images / "unlabeled")
+    digests = duplicates.digests_of(evaluation)
+    found = undecodable.find(
+        duplicates.without(source, digests), decoding.decode
+    )
+    assert len(found) == 6
+    assert duplicates.originals(source, found, evaluation, digests) == {}
+
+
+def test_copies_are_counted():
+    hashes = np.array([5, 5, 6, 7, 7, 7, -1, -1])
+    labels = np.array([0, 0, 1, 1, 0, 0, 0, 1])
+    assert duplicates.copies(hashes, labels) == (3, 1)
+    assert duplicates.copies(np.arange(4), np.zeros(4, int)) == (0, 0)
+
+
+def command(images, mode, *flags):
+    folders = (f"--{k}_dir={images / k}" for k in ("labeled", "eval"))
+    network = ("--width=0.1", "--depth=0.1", "--image_size=16")
+    return main.main(
+        [
+            "main.py",
+            f"--mode={mode}",
+            f"--workdir={images / 'run'}",
+            f"--unlabeled_dir={images / 'unlabeled'}",
+            *folders,
+            *network,
+            "--small_images",
+            "--crop=padded",
+            "--randaugment_num_ops=0",
+            "--students=b0",
+            "--eval_batch_size=8",
+            *flags,
+        ]
+    )
+
+
+def take_a_teacher(images, *flags):
+    """A run whose teacher is taken as it is: all but the training is done."""
+    made = make_finished_run(images / "made", CLASSES)
+    weights = f"--init_from={made.trained_model(0)}"
+    return command(images, "teach", "--notrain_teacher", weights, *flags)
+
+
+def skipped(images):
+    path = images / "run" / "skipped.csv"
+    return list(csv.reader(path.open()))[1:] if path.exists() else []
+
+
+def test_evaluation_images_get_no_label_and_are_not_trained_on(
+    images, capsys, monkeypatch
+):
+    shutil.copy(images / "eval/dog/2.png", images / "unlabeled/another.png")
+    shutil.copy(images / "eval/cat/0.png", images / "labeled/cat/x.png")
+    shutil.copy(images / "labeled/cat/1.png", images / "labeled/dog/x.png")
+    assert take_a_teacher(images) == 0
+    text = capsys.readouterr().out
+    assert "1 image of" in text and "is in the evaluation set too" in text
+    assert "copies among the labeled images: 1; 1 image in more than" in text
+    # They are read once.
+    monkeypatch.setattr(duplicates, "digests_of", None)
+    assert command(images, "label", "--force") == 0
+    text = capsys.readouterr().out
+    assert "1 image of" in text and "cannot be decoded" not in text
+    reason = "also an evaluation image, {}"
+    assert skipped(images) == [
+        [
+            "labeled",
+            str(images / "labeled/cat/x.png"),
+            reason.format(images / "eval/cat/0.png"),
+        ],
+        [
+            "unlabeled",
+            str(images / "unlabeled/another.png"),
+            reason.format(images / "eval/dog/2.png"),
+        ],
+    ]
+    labels = LabelStore(images / "run/iteration_1/labels", (7,), 2)
+    ((shard, row),) = labels.undecodable()
+    assert labels.read_copies(shard)[row] == 0
+
+
+def test_a_class_without_a_usable_image_is_refused(images, capsys):
+    for number, path in enumerate((images / "labeled/dog").iterdir()):
+        if number % 2:
+            path.write_bytes(b"no image")
+        else:
+            shutil.copy(images / "eval/dog/1.png", path)
+    for _ in range(2):  # the second time as well
+        assert take_a_teacher(images) == 2
+        assert "no image of class dog" in capsys.readouterr().err
+        assert [row[0] for row in skipped(images)] == ["labeled"] * 4
+    save_images(images / "labeled/dog/more", 1, 9)
+    assert take_a_teacher(images) == 0
+
+
+def test_an_evaluation_set_that_is_trained_on_is_told(images, capsys):
+    shutil.rmtree(images / "labeled")
+    shutil.copytree(images / "eval", images / "labeled")
+    assert take_a_teacher(images) == 0
+    text = capsys.readouterr().out
+    assert "warning: all 6 labeled images" in text and "has seen" in text
+    assert not skipped(images)
