@@ -63,7 +63,9 @@ def first_network(run, phase, iteration):
             path = config.init_from
     else:
         network = build_network(run, iteration)
-        path = config.init_from if phase == "teach" else None
+        path = config.init_from
+        if phase == "distill":
+            path = config.student_init_from
         if phase == "distill" and config.warm_start:
             path = workdir.model(iteration - 1)
     if path is None:
@@ -117,6 +119,7 @@ def make_trainable(run, phase, iteration, *, num_labeled):
             unlabeled_ratio=(
                 config.unlabeled_ratio_of(iteration) if unlabeled else 0.0
             ),
+            unlabeled_weight=config.unlabeled_weight,
             online_teacher=online_teacher,
             accumulation_steps=config.accumulation_steps,
             forward=forward,

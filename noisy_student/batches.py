@@ -124,6 +124,7 @@ def make_augment(run, image_size, noise):
         randaugment_num_ops=config.randaugment_num_ops if disturbed else 0,
         randaugment_magnitude=config.randaugment_magnitude,
         randaugment_contrast=config.randaugment_contrast,
+        randaugment_ops=config.randaugment_ops,
         **noise_constants(run, image_size),
         cutout_size=config.cutout_size if disturbed else 0,
     )

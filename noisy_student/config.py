@@ -67,6 +67,18 @@ class Config(
                 f"--confidence_threshold={threshold}, so no image would be "
                 "kept: give a higher one"
             )
+        if self.student_init_from and self.warm_start:
+            raise UserError(
+                "--warm_start and --student_init_from both say where students "
+                "start: give one of them"
+            )
+        variants = set(self.student_variants())
+        if self.student_init_from and len(variants) > 1:
+            raise UserError(
+                "--student_init_from needs students of one variant, not "
+                f"{', '.join(self.student_variants())}: leave it out, or "
+                "change --students"
+            )
         if not self.train_teacher and not self.init_from:
             raise UserError(
                 "--notrain_teacher needs the teacher's weights: give "

@@ -4,6 +4,7 @@
 import functools
 
 from noisy_student import batches
+from noisy_student.data import randaugment
 from noisy_student.errors import UserError
 from noisy_student.files import write_atomically
 from noisy_student.reporting import contact_sheet
@@ -89,7 +90,7 @@ def samples(run):
 
 @functools.lru_cache(maxsize=1)
 def operations(run):
-    """Dict of RandAugment's 16 operations -> the first sample after each.
+    """Dict of RandAugment's operations -> the first sample after each.
 
     Args:
         run: The `Run`, with images.
@@ -98,6 +99,7 @@ def operations(run):
     return pictures.operations(
         image,
         run.config.randaugment_magnitude,
+        run.config.randaugment_ops,
         contrast=run.config.randaugment_contrast,
         **batches.noise_constants(run, image.shape[0]),
     )
@@ -121,8 +123,9 @@ def describe(run):
         kinds.append(crops[config.crop] + flip)
     if uses_randaugment(run):
         number = config.randaugment_num_ops
+        total = len(randaugment.OP_SETS[config.randaugment_ops])
         kinds.append(
-            f"{number} of RandAugment's 16 operations at magnitude "
+            f"{number} of RandAugment's {total} operations at magnitude "
             f"{config.randaugment_magnitude:g}"
         )
     if "randaugment" in noise and config.cutout_size:

@@ -137,6 +137,12 @@ class ModelSettings:
     )
     train_teacher: bool = knob(True, "False: take --init_from as it is.")
     warm_start: bool = knob(False, "Students start at their teacher's weights.")
+    student_init_from: str | None = knob(
+        None,
+        "Weights that every student starts from, as --init_from; empty: fresh "
+        "ones.",
+        kind=PATH,
+    )
     variant: str = knob("b0", "EfficientNet of the teacher.", VARIANTS)
     students: str = knob(
         "b0", "Variants of the students, one per iteration: b0,b1."
@@ -206,6 +212,12 @@ class NoiseSettings:
     randaugment_magnitude: float = knob(
         27.0, "Strength of each operation, M (section 3.1).", low=0, high=30
     )
+    randaugment_ops: str = knob(
+        "official",
+        "official: 16 operations; paper: the 14 of its appendix, without "
+        "SolarizeAdd and Cutout.",
+        ("official", "paper"),
+    )
     randaugment_contrast: str = knob(
         "official",
         "official: towards a grey that depends on the image's size alone; "
@@ -254,6 +266,13 @@ class TrainingSettings:
         "3",
         "Pseudo-labeled images per labeled one in a batch; a list such as "
         "14,14,28 for one student each.",
+    )
+    unlabeled_weight: str = knob(
+        "ratio",
+        "Loss of a mixed batch. ratio: labeled mean + unlabeled_ratio x "
+        "pseudo-labeled mean (official code); equal: both means (Algorithm 1); "
+        "mean: over all images (the paper's text).",
+        ("ratio", "equal", "mean"),
     )
     joint_training: bool = knob(
         True,

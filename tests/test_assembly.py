@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags find their data: every kind of source, in every role, to a batch."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -122,6 +124,18 @@ def test_steps_follow_from_epochs():
     config = Config(epochs=3, batch_size=32)
     assert assembly.num_steps(config, "teach", 100) == 9  # 3 * 100 / 32 = 9.4
     assert assembly.num_steps(Config(train_steps=7), "distill", 100) == 7
+
+
+def test_the_official_batch_gives_the_official_steps_and_rate():
+    config = Config(batch_size=4096)
+    num_labeled = 1_281_167  # ImageNet
+    steps = assembly.num_steps(config, "teach", num_labeled)
+    assert abs(steps - 109_474) <= 1, steps  # `train_steps`, rounded down
+    schedule = assembly.make_schedule(config, "teach", num_labeled)
+    warm = math.ceil(5 * num_labeled / 4096)
+    stairs = warm * 4096 / num_labeled // 2.4
+    expected = 0.016 * 4096 / 256 * 0.97**stairs
+    assert float(schedule(warm)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_unlabeled_batch_is_rounded_up(tmp_path):

@@ -113,6 +113,37 @@ def test_equals_the_official_loss_and_gradient(name, batch):
     assert error < 5e-6, f"gradient off by {error}"
 
 
+@pytest.mark.parametrize("ratio", (1.0, 2.5))
+@pytest.mark.parametrize("weight", losses.WEIGHTS)
+def test_the_three_weights_of_the_paper_and_the_code(weight, ratio):
+    rng = np.random.default_rng(0)
+    labeled = 4
+    rows = labeled + int(labeled * ratio)
+    targets = rng.dirichlet(np.ones(3), rows).astype("float32")
+    logits = rng.normal(size=(rows, 3)).astype("float32")
+    each = -(targets * (logits - np.log(np.exp(logits).sum(-1))[:, None])).sum(
+        -1
+    )
+    first, second = each[:labeled].mean(), each[labeled:].mean()
+    expected = {
+        "ratio": first + ratio * second,
+        "equal": first + second,
+        "mean": each.mean(),
+    }
+    loss = losses.mixed_cross_entropy(labeled, ratio, weight)
+    found = np.mean(loss(targets, logits))
+    assert found == pytest.approx(expected[weight], rel=1e-6)
+    # A teacher's batch has labeled images alone.
+    alone = losses.mixed_cross_entropy(labeled, 0.0, weight)
+    found = np.mean(alone(targets[:labeled], logits[:labeled]))
+    assert found == pytest.approx(first, rel=1e-6)
+
+
+def test_an_unknown_weight_is_refused():
+    with pytest.raises(ValueError, match="weight must be one of"):
+        losses.mixed_cross_entropy(4, 1.0, "official")
+
+
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_metrics_show_both_official_parts(name):
     settings, arrays, targets = read_case(name)

@@ -382,6 +382,29 @@ def test_no_operations():
     assert count_differences(result, image) == 0
 
 
+def test_the_papers_operations_are_fourteen(monkeypatch):
+    def tell_name(name, image, magnitude, **arguments):
+        return image + tf.constant(randaugment.OPS.index(name), tf.uint8)
+
+    monkeypatch.setattr(randaugment, "apply_op", tell_name)
+    paper = randaugment.OP_SETS["paper"]
+    image = np.zeros((1, 1, 3), np.uint8)
+    dataset = seeds(512).map(
+        lambda seed: randaugment.randaugment(image, 1, 9, seed=seed, ops=paper)[
+            0, 0, 0
+        ]
+    )
+    drawn = np.bincount(list(dataset.as_numpy_iterator()), minlength=16)
+    assert set(randaugment.OPS) - set(paper) == {"SolarizeAdd", "Cutout"}
+    assert not drawn[14:].any() and drawn[:14].min() > 15, drawn
+    # What is left out before it is decoded follows the same draws.
+    for number, seed in enumerate(seeds(64).as_numpy_iterator()):
+        choice = randaugment._draws(1, seed)[0, 0]
+        name = paper[int(choice * 14)]
+        erased = randaugment.erases(1, 27, 200, seed=seed, ops=paper)
+        assert bool(erased) == name.startswith("Translate"), (number, name)
+
+
 def test_draws_are_uniform_and_with_replacement(monkeypatch):
     def tell_arguments(name, image, magnitude, *, sign, center, **consts):
         del magnitude, consts

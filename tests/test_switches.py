@@ -19,6 +19,7 @@ from noisy_student import phases
 from noisy_student import predicting
 from noisy_student import prerequisites
 from noisy_student.config import Config
+from noisy_student.data import randaugment
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import stochastic_depth
@@ -354,6 +355,61 @@ def test_training_begins_at_the_weights_it_is_given(teacher, tmp_path):
     assert loaded.num_tensors == len(expected)
     for weight, given in zip(model.network.weights, own.weights, strict=True):
         np.testing.assert_array_equal(weight, given)
+
+
+def test_every_student_can_start_from_weights_of_its_own(teacher, tmp_path):
+    run = digits_run(tmp_path, student_init_from=str(teacher), students="b0,b0")
+    expected = keras.saving.load_model(teacher).weights
+    write_model(run, 0)
+    write_model(run, 1)
+    for student in (1, 2):
+        model, loaded = assembly.make_trainable(
+            run, "distill", student, num_labeled=50
+        )
+        assert loaded.num_tensors == len(expected)
+        for weight, average, given in zip(
+            model.network.weights, model.averages, expected, strict=True
+        ):
+            np.testing.assert_array_equal(weight, given)
+            np.testing.assert_array_equal(average, given)
+    # The teacher does not.
+    _, loaded = assembly.make_trainable(run, "teach", 0, num_labeled=50)
+    assert loaded is None
+
+
+@pytest.mark.parametrize("weight", ("equal", "mean"))
+def test_the_weight_of_pseudo_labels_arrives(teacher, tmp_path, weight):
+    code = run_main(
+        f"--workdir={tmp_path}", f"--init_from={teacher}", "--notrain_teacher",
+        "--students=b0", "--online_teacher", "--force", "--train_steps=1",
+        "--batch_size=4", "--unlabeled_ratio=2", f"--unlabeled_weight={weight}",
+        "--eval_split=",
+    )  # fmt: skip
+    assert code == 0
+    line = (tmp_path / "iteration_1" / "metrics.jsonl").read_text()
+    row = json.loads(line.splitlines()[0])
+    labeled, unlabeled = row["labeled_loss"], row["unlabeled_loss"]
+    expected = {
+        "equal": labeled + unlabeled,
+        "mean": (labeled + 2 * unlabeled) / 3,
+    }
+    assert row["loss"] == pytest.approx(expected[weight], rel=1e-5)
+
+
+def test_the_operations_that_are_drawn_from_arrive(tmp_path, monkeypatch):
+    drawn = []
+    apply = randaugment.randaugment
+
+    def tell(*arguments, ops, **options):
+        drawn.append(ops)
+        return apply(*arguments, ops=ops, **options)
+
+    monkeypatch.setattr(randaugment, "randaugment", tell)
+    run = digits_run(
+        tmp_path, randaugment_ops="paper", randaugment_num_ops=1, students=None
+    )
+    next(iter(batches.make_batches(run, "teach", 0)(0)))
+    assert drawn and all(len(ops) == 14 for ops in drawn)
 
 
 def test_other_classes_get_a_new_head(tmp_path):
@@ -728,6 +784,14 @@ def test_finetuning_that_cannot_be(teacher, tmp_path, changes, message):
     [
         ({"labeled_noise": "crop,blur"}, "--labeled_noise holds 'blur'"),
         ({"train_teacher": False}, "--notrain_teacher needs"),
+        (
+            {"warm_start": True, "student_init_from": "x.keras"},
+            "--warm_start and --student_init_from both",
+        ),
+        (
+            {"students": "b0,b1", "student_init_from": "x.keras"},
+            "--student_init_from needs students of one variant",
+        ),
         (
             {"warm_start": True, "variant": "b0", "students": "b1"},
             "--warm_start needs teacher and students of one variant",

@@ -24,6 +24,7 @@ def make_augment(
     cutout_const=40,
     translate_const=100,
     randaugment_contrast="official",
+    randaugment_ops="official",
     cutout_size=0,
 ):
     """Build the noise of the input for one kind of image.
@@ -42,6 +43,7 @@ def make_augment(
         translate_const: Shift of TranslateX/Y at magnitude 10, in pixels.
         randaugment_contrast: `official` or `corrected`, the grey that Contrast
             blends with.
+        randaugment_ops: `official` or `paper`, the operations to draw from.
         cutout_size: Side of a hole that is always cut, in pixels; 0 for none.
 
     Returns:
@@ -52,6 +54,7 @@ def make_augment(
     Reference: noisystudent/preprocessing.py: RandAugment follows the crop on
     large images, and comes before it on small ones.
     """
+    ops = randaugment.OP_SETS[randaugment_ops]
 
     def noise(pixels, seed):
         erased = randaugment.erases(
@@ -60,6 +63,7 @@ def make_augment(
             image_size,
             seed=seed,
             translate_const=translate_const,
+            ops=ops,
         )
         if erased is None:
             image = pixels()
@@ -75,6 +79,7 @@ def make_augment(
             cutout_const=cutout_const,
             translate_const=translate_const,
             contrast=randaugment_contrast,
+            ops=ops,
         )
         if cutout_size:
             image = randaugment.cutout(image, cutout_size // 2, seed=seed + 1)

@@ -23,6 +23,10 @@ OPS = tuple(
     "Cutout".split()
 )
 
+# Which operations are drawn from. The paper's appendix lists neither of the
+# last two; the official flag `cutout_op` takes away the last one alone.
+OP_SETS = {"official": OPS, "paper": OPS[:-2]}
+
 CONTRASTS = ("official", "corrected")
 
 
@@ -35,6 +39,7 @@ def randaugment(
     cutout_const=40,
     translate_const=100,
     contrast="official",
+    ops=OPS,
 ):
     """Apply `num_ops` operations, drawn uniformly with replacement.
 
@@ -46,6 +51,7 @@ def randaugment(
         cutout_const: half the side of Cutout's hole at M = 10, in pixels.
         translate_const: pixels that a translation moves by at M = 10.
         contrast: as in `apply_op`.
+        ops: names to draw from, of `OPS`.
 
     Returns:
         uint8 `(H, W, 3)`.
@@ -68,12 +74,14 @@ def randaugment(
             contrast=contrast,
             center=_pixel_at(image, center),
         )
-        branches = [functools.partial(apply, name) for name in OPS]
-        image = tf.switch_case(_index(choice), branches)
+        branches = [functools.partial(apply, name) for name in ops]
+        image = tf.switch_case(_index(choice, ops), branches)
     return image
 
 
-def erases(num_ops, magnitude, image_size, *, seed, translate_const=100):
+def erases(
+    num_ops, magnitude, image_size, *, seed, translate_const=100, ops=OPS
+):
     """Tell whether `randaugment` leaves nothing of an image.
 
     A translation by as many pixels as the image has leaves one grey, and what
@@ -86,14 +94,15 @@ def erases(num_ops, magnitude, image_size, *, seed, translate_const=100):
         image_size: S, the side of the image in pixels.
         seed: As in `randaugment`.
         translate_const: As in `randaugment`.
+        ops: As in `randaugment`.
 
     Returns:
         bool scalar; `None` if no translation is that long.
     """
     if not num_ops or magnitude / 10 * translate_const < image_size:
         return None
-    translations = [op in ("TranslateX", "TranslateY") for op in OPS]
-    choices = _index(_draws(num_ops, seed)[:, 0])
+    translations = [op in ("TranslateX", "TranslateY") for op in ops]
+    choices = _index(_draws(num_ops, seed)[:, 0], ops)
     return tf.reduce_any(tf.gather(translations, choices))
 
 
@@ -102,9 +111,9 @@ def _draws(num_ops, seed):
     return tf.random.stateless_uniform([num_ops, 4], seed)
 
 
-def _index(choice):
+def _index(choice, ops):
     """The operation that a number in [0, 1) stands for."""
-    return tf.cast(choice * len(OPS), tf.int32)
+    return tf.cast(choice * len(ops), tf.int32)
 
 
 @tf.autograph.experimental.do_not_convert  # all control flow is Python's

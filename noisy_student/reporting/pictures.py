@@ -247,24 +247,25 @@ def locate(numbers, shard_sizes):
     return positions
 
 
-def operations(image, magnitude, **constants):
+def operations(image, magnitude, ops="official", **constants):
     """An image after each of RandAugment's operations.
 
     Args:
         image: uint8 `(S, S, 3)`.
         magnitude: M.
+        ops: `official` or `paper`, the operations that are drawn from.
         **constants: `cutout_const`, `translate_const` and `contrast` of
             `randaugment.apply_op`.
 
     Returns:
-        Dict of the 16 names -> uint8 `(S, S, 3)`, arrays.
+        Dict of their names -> uint8 `(S, S, 3)`, arrays.
     """
     with tf.device("CPU"):
         return {
             name: randaugment.apply_op(
                 name, image, magnitude, **constants
             ).numpy()
-            for name in randaugment.OPS
+            for name in randaugment.OP_SETS[ops]
         }
 
 

@@ -5,11 +5,15 @@ A batch holds the labeled rows first (on every replica), then the
 pseudo-labeled ones. The official code adds the mean loss of the labeled
 images and `unlabeled_ratio` times the mean loss of the unlabeled ones; with
 exactly `unlabeled_ratio` unlabeled images for each labeled one that is the sum
-over all rows divided by the number of *labeled* ones.
+over all rows divided by the number of *labeled* ones. The paper has two other
+weights. They are other learning rates, too: RMSProp's epsilon of 1e-3 is larger
+than most gradients, so that a step grows nearly as the loss does.
 """
 
 import keras
 from keras import ops
+
+WEIGHTS = ("ratio", "equal", "mean")  # of the pseudo-labeled part
 
 
 def cross_entropy(targets, logits):
@@ -28,28 +32,37 @@ def cross_entropy(targets, logits):
     return -ops.sum(targets * log_probs, axis=-1)
 
 
-def mixed_cross_entropy(num_labeled, unlabeled_ratio):
+def mixed_cross_entropy(num_labeled, unlabeled_ratio, weight="ratio"):
     """Build the loss of a mixed batch.
 
     Args:
         num_labeled: B, how many rows of a (per-replica) batch are labeled;
             they come first. 0 when it holds pseudo-labeled images alone.
-        unlabeled_ratio: Weight of the unlabeled mean beside the labeled mean.
-            0 when the batch holds labeled images alone.
+        unlabeled_ratio: Pseudo-labeled images per labeled one; 0 when the
+            batch holds labeled images alone.
+        weight: `ratio` for `labeled mean + unlabeled_ratio * unlabeled mean`
+            (official code); `equal` for `labeled mean + unlabeled mean` (the
+            paper's Algorithm 1); `mean` for the mean over all B + U images
+            (the paper's text).
 
     Returns:
         Function `(targets (B + U, C), logits (B + U, C)) -> float32 (B + U,)`
-        whose mean is `labeled mean + unlabeled_ratio * unlabeled mean`, the
-        form that Keras reduces correctly on any number of replicas.
+        whose mean is the loss, the form that Keras reduces correctly on any
+        number of replicas.
 
-    Reference: noisystudent/main.py, `data_loss`. The paper's algorithm 1 adds
-    both means without the ratio, its text averages over all images; see
-    docs/design.md.
+    Raises:
+        ValueError: For another `weight`.
+
+    Reference: noisystudent/main.py, `data_loss`; see docs/design.md.
     """
+    if weight not in WEIGHTS:
+        raise ValueError(f"weight must be one of {WEIGHTS}, not {weight!r}.")
+    if weight == "equal" and unlabeled_ratio:
+        unlabeled_ratio = 1.0
 
     def loss(targets, logits):
         rows = cross_entropy(targets, logits)  # (B + U,)
-        if not num_labeled:
+        if not num_labeled or (weight == "mean" and unlabeled_ratio):
             return rows
         num_rows = rows.shape[0] if rows.shape[0] else ops.shape(rows)[0]
         num_rows = ops.cast(num_rows, "float32")

@@ -24,6 +24,7 @@ def make_trainable(
     ema_decay=0.9999,
     num_labeled,
     unlabeled_ratio=0.0,
+    unlabeled_weight="ratio",
     online_teacher=None,
     accumulation_steps=1,
     forward=None,
@@ -40,7 +41,8 @@ def make_trainable(
         ema_decay: Limit of the average's decay.
         num_labeled: Labeled rows of a batch, or of each part of it, on each
             replica; 0 without any.
-        unlabeled_ratio: Weight of the pseudo-labeled part; 0 without one.
+        unlabeled_ratio: Pseudo-labeled images per labeled one; 0 without any.
+        unlabeled_weight: As `weight` in `losses.mixed_cross_entropy`.
         online_teacher: `OnlineTeacher` that makes the targets of the
             pseudo-labeled part, if they are not stored.
         accumulation_steps: In how many parts, one after the other, a step
@@ -69,7 +71,9 @@ def make_trainable(
                 if "bn/" in weight.path
             ],
         ),
-        loss=losses.mixed_cross_entropy(num_labeled, unlabeled_ratio),
+        loss=losses.mixed_cross_entropy(
+            num_labeled, unlabeled_ratio, unlabeled_weight
+        ),
         metrics=losses.mixed_metrics(num_labeled, bool(unlabeled_ratio)),
         jit_compile=jit_compile,
     )
