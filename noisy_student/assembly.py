@@ -208,6 +208,13 @@ def make_schedule(config, phase, num_labeled):
     )
 
 
+def num_warmup_steps(config, phase, num_labeled):
+    """Steps of a phase in which the learning rate still grows, or more."""
+    schedule = make_schedule(config, phase, num_labeled)
+    steps = int(schedule.warmup_epochs * schedule.steps_per_epoch)
+    return max(0, steps - schedule.first_step)
+
+
 def num_steps(config, phase, num_labeled):
     """Training steps of one model in a phase."""
     total = _schedule_steps(config, num_labeled)

@@ -88,6 +88,7 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
             num_unlabeled=num_unlabeled - len(skipped_unlabeled),
             num_replicas=run.num_replicas,
             selected=not config.online_teacher,
+            warmup_steps=assembly.num_warmup_steps(config, phase, num_labeled),
         )
     )
     directory = workdir.iteration(iteration)

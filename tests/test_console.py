@@ -2,7 +2,10 @@
 """What is printed says the numbers that it should."""
 
 import numpy as np
+import pytest
 
+from noisy_student import assembly
+from noisy_student.config import Config
 from noisy_student.data import sources
 from noisy_student.reporting import console
 from noisy_student.reporting import selection_summary
@@ -23,6 +26,34 @@ def test_data_summary_counts_images_steps_and_passes():
     assert lines[4][:3] == ["evaluation", "0", "none"]
     assert "2.5 steps of 20" in text
     assert "0.16 passes" in text  # 2.5 * 60 / 947
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "train_steps", "told"),
+    [(5, 3, True), (5, 12, True), (5, 13, False), (0, 1, False)],
+)
+def test_a_warm_up_longer_than_the_training_is_told(
+    warmup_epochs, train_steps, told
+):
+    config = Config(
+        batch_size=20,
+        train_steps=train_steps,
+        warmup_epochs=warmup_epochs,
+    )
+    # Of 50 images: 2.5 steps an epoch, 12.5 steps of warm-up cut to 12.
+    text = console.training_summary(
+        role="teacher",
+        variant="b0",
+        image_size=8,
+        steps=assembly.num_steps(config, "teach", 50),
+        batch_size=20,
+        num_labeled=50,
+        unlabeled_batch_size=0,
+        num_unlabeled=0,
+        num_replicas=1,
+        warmup_steps=assembly.num_warmup_steps(config, "teach", 50),
+    )
+    assert ("takes 12 steps, so the learning rate never" in text) == told
 
 
 def test_selection_says_what_it_kept_and_which_class_is_empty():

@@ -156,6 +156,14 @@ def test_few_classes_and_ties(tmp_path):
     ]
 
 
+def test_probabilities_in_csv_are_rounded(tmp_path):
+    probs = np.array([[0.1, 2 / 3, 1e-9, 0.23333]], np.float32)
+    path = tmp_path / "p.csv"
+    predictions.write_predictions(path, [(["a"], probs, [None])], tuple("wxyz"))
+    row = path.read_text().splitlines()[1]
+    assert row == "a,x,0.666667,z,0.23333,w,0.1,y,0.0,"
+
+
 def test_a_table_that_is_stopped_is_no_table(tmp_path):
     def parts():
         yield ["a"], np.ones((1, 2), np.float32) / 2, [None]

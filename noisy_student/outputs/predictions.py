@@ -102,9 +102,15 @@ def _csv(path, top):
 
         def append(columns):
             for row in zip(*columns.values(), strict=True):
-                writer.writerow(map(csv_cell, row))
+                writer.writerow(map(_cell, row))
 
         yield append
+
+
+def _cell(value):
+    """Text of a cell; of a float32 the digits that mean something."""
+    number = isinstance(value, np.floating)
+    return csv_cell(round(float(value), 6) if number else value)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def training_summary(
     num_unlabeled,
     num_replicas,
     selected=True,
+    warmup_steps=0,
 ):
     """What an epoch is, and how often each image is seen.
 
@@ -85,6 +86,7 @@ def training_summary(
         num_unlabeled: Pseudo-labeled images in a pass, duplicates counted.
         num_replicas: Devices.
         selected: Whether they were selected, or are all that there are.
+        warmup_steps: Of the learning rate.
 
     Returns:
         A few lines of text.
@@ -109,6 +111,11 @@ def training_summary(
         kind = "selected, with duplicates," if selected else "unlabeled"
         passes.append(f"{num_unlabeled} {kind} {times} times")
     lines.append(f"  it sees the {' and the '.join(passes)}")
+    if warmup_steps >= steps:
+        lines.append(
+            f"  warning: the warm-up alone takes {_steps(warmup_steps)}, so "
+            "the learning rate never reaches its peak: lower --warmup_epochs"
+        )
     return "\n".join(lines)
 
 
