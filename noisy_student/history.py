@@ -11,6 +11,7 @@ import pathlib
 from noisy_student.evaluation.accuracy import interval
 from noisy_student.files import read_json
 from noisy_student.knobs import spell
+from noisy_student.prerequisites import FINETUNED_OF
 
 # Of images on the machine of the training, which `data` describes.
 PLACES = ("_dir", "_tfrecords", "workdir", "init_from", "selection_from")
@@ -42,7 +43,7 @@ def facts(run, iteration, network):
             "init_from": config.init_from and _base_name(config.init_from),
         },
         "classes": list(run.class_names),
-        "data": _data(run.workdir),
+        "data": _data(run.workdir, iteration),
         **_training(run, iteration),
     }
 
@@ -53,7 +54,9 @@ def _training(run, iteration):
         return {"recipe": {}, "finetuning": None, "chain": []}
     finetuning = None
     if run.workdir.finetuned_model(iteration).exists():
-        finetuning = _read(run.workdir.finetuning(iteration) / "settings.json")
+        path = run.workdir.finetuning(iteration) / "settings.json"
+        finetuning = _read(path) or {}
+        finetuning.pop(FINETUNED_OF, None)
     return {
         "recipe": _recipe(run.config),
         "finetuning": finetuning,
@@ -72,9 +75,17 @@ def _recipe(config):
     }
 
 
-def _data(workdir):
+def _data(workdir, iteration):
     """`data.json` without the classes, and how many images are broken."""
     data = workdir.data()
+    manifest = _read(workdir.labels(iteration or 0) / "manifest.json")
+    if manifest:  # more images may have come since a student learned
+        source = manifest["source"]
+        data["unlabeled"] = {
+            "name": source["name"],
+            "num_images": sum(source["shard_sizes"]),
+            "fingerprint": source["fingerprint"],
+        }
     described = {}
     for role in ("labeled", "unlabeled", "evaluation"):
         known = data.get(role)

@@ -19,6 +19,8 @@ from noisy_student.files import write_json
 from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.reporting import console
 
+# The sha256 of `model.keras`, beside the settings.
+FINETUNED_OF = "finetuned_of"
 # What decides a finetuning, beside the model and the pixels.
 FINETUNE_SETTINGS = (
     "batch_size",
@@ -68,6 +70,8 @@ def begin_finetuning(run, iteration):
     config = run.config
     settings = {name: getattr(config, name) for name in FINETUNE_SETTINGS}
     settings["image_size"] = run.finetuning_size(iteration)
+    # Of the model that is finetuned, which may be trained anew one day.
+    settings[FINETUNED_OF] = run.workdir.trained_hash(iteration)
     path = run.workdir.finetuning(iteration) / "settings.json"
     done = run.workdir.finetuned_model(iteration).exists()
     if not done and not path.with_name("checkpoints").exists():
@@ -78,12 +82,18 @@ def begin_finetuning(run, iteration):
         lambda recorded: recorded.keys() == settings.keys(),
         f"delete {path.parent} to begin anew",
     )
+    finetuned = run.workdir.finetuned_model(iteration).name
+    way_out = f"move the folder and {finetuned} away to begin anew"
+    if settings[FINETUNED_OF] not in (None, recorded.pop(FINETUNED_OF)):
+        raise UserError(
+            f"{path.parent} is of another model than the present "
+            f"{run.workdir.trained_model(iteration)}: {way_out}"
+        )
     for name, before in recorded.items():
         if settings[name] != before:
             raise UserError(
                 f"{path.parent} was begun with --{name}={before}, not "
-                f"{settings[name]}: give that flag, or delete the folder and "
-                f"{run.workdir.finetuned_model(iteration).name} to begin anew"
+                f"{settings[name]}: give that flag, or {way_out}"
             )
 
 

@@ -165,7 +165,9 @@ def record(run, role, positions):
         positions: List of pairs (shard, row).
     """
     source, known = getattr(run, role), _known(run, role)
-    if known is None and not (positions or source.left_out):
+    nothing = not (positions or source.left_out)
+    # What was found in other images before is not to stay.
+    if known is None and nothing and not _path(run, role).exists():
         return
     if known is None or list(known) != sorted(positions):
         # What can be decoded was asked about: the network's fault.

@@ -130,8 +130,12 @@ class Workdir:
 
     def model_hash(self, number):
         """sha256 of an iteration's model, to tie labels to it."""
-        with open(self.model(number), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _hash(self.model(number))
+
+    def trained_hash(self, number):
+        """sha256 of the model before it was finetuned, if it is there."""
+        path = self.trained_model(number)
+        return _hash(path) if path.exists() else None
 
     def write_flags(self, text):
         """Record the settings in force."""
@@ -225,6 +229,11 @@ class Workdir:
     def seconds(self, record):
         """How long the command took that ended the phase of a record."""
         return self.times().get(_time_key(record))
+
+
+def _hash(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
