@@ -404,6 +404,32 @@ def record_files(tmp_path):
     return str(tmp_path / "train-*")
 
 
+def test_records_are_read_by_their_positions(record_files, tmp_path):
+    source = tfrecord_source.tfrecords(record_files, labeled=False)
+    rows = np.array([3, 0, 3, 1])
+    references = source.positions(tf.constant(0, tf.int64), rows)
+    images = tf.data.Dataset.from_tensor_slices(references).map(source.load)
+    found = [image.numpy() for image in images]
+    assert found == [b"image %d" % row for row in rows]
+    (path,) = tmp_path.glob("train-0-*")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"image 3", b"image 7"))
+    with pytest.raises(tf.errors.DataLossError) as damaged:
+        list(images)
+    assert "a record file is damaged" in str(sources.read_error(damaged.value))
+    path.unlink()
+    with pytest.raises(tf.errors.NotFoundError) as gone:
+        list(images)
+    assert "has vanished" in str(sources.read_error(gone.value))
+
+
+def test_remote_records_are_read_from_their_beginning(tmp_path):
+    """There a request takes longer than an image."""
+    path = f"ram://positions{tmp_path}/train"
+    write_records(path, [example(b"image")])
+    assert tfrecord_source.tfrecords(path, labeled=False).positions is None
+
+
 def test_tfrecords(record_files):
     source = tfrecord_source.tfrecords(
         record_files, labeled=True, first_label=1

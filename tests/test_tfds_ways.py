@@ -184,6 +184,23 @@ def test_array_records_are_trained_on_as_tfrecords(
     assert stream[45:] == first(array_record_dir, start=45)
 
 
+@pytest.mark.parametrize("split", ["train[20%:70%]", *SPLITS])
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_images_are_read_by_their_positions(request, file_format, split):
+    data_dir = request.getfixturevalue(f"{file_format}_dir")
+    source = read(data_dir, split, labeled=False)
+    expected, found = [], []
+    for shard, size in enumerate(source.shard_sizes):
+        images = [image for image, _ in source.open_shard(shard)]
+        rows = np.arange(size)[::-1]
+        references = source.positions(tf.constant(shard, tf.int64), rows)
+        # In a graph, as they are read in training.
+        references = tf.data.Dataset.from_tensor_slices(references)
+        found += list(references.map(source.load).as_numpy_iterator())
+        expected += [image.numpy() for image in images[::-1]]
+    assert found == expected
+
+
 def test_array_records_fingerprint(array_record_dir, tfrecord_dir, tmp_path):
     first = read(array_record_dir).fingerprint
     copy = shutil.copytree(array_record_dir, tmp_path / "copy")

@@ -59,6 +59,27 @@ def open_array_records(path, skip, take):
     return starts.map(read).unbatch()
 
 
+def array_record_positions(path):
+    """Where each record of an ArrayRecord file is, int64 `(N,)`: its number."""
+    reader = check_installed().ArrayRecordReader(os.fsdecode(path))
+    try:
+        return np.arange(reader.num_records())
+    finally:
+        reader.close()
+
+
+def read_array_record(path, position):
+    """The record at a position of an ArrayRecord file, from tensors."""
+    records = tf.numpy_function(
+        _read, [path, position, position + 1], tf.string
+    )
+    return tf.ensure_shape(records, [1])[0]
+
+
+# As `tfrecord_source.TFRECORD`.
+ARRAY_RECORD = open_array_records, array_record_positions, read_array_record
+
+
 def _read(path, start, stop):
     """Records of a file as a NumPy array of bytes."""
     name = printable(path)

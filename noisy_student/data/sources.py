@@ -55,6 +55,9 @@ class Source:
             image, both printable.
         absent: names of the classes that have no image, as far as is known
             before the labels are read.
+        positions: (shard, rows), int64 scalar and `(n,)`, symbolic -> `(n, 2)`
+            references of these images, in any order; none of them holds an
+            image yet. None where a shard can only be read from its beginning.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Source:
     example_name: Callable
     left_out: tuple[tuple[str, str], ...] = ()
     absent: tuple[str, ...] = ()
+    positions: Callable | None = None
 
     @property
     def num_examples(self):

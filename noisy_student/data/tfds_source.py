@@ -16,8 +16,8 @@ from noisy_student.data import array_records
 from noisy_student.data import tfds_splits
 from noisy_student.data.sources import NO_LABEL
 from noisy_student.data.sources import printable
+from noisy_student.data.tfrecord_source import TFRECORD
 from noisy_student.data.tfrecord_source import checked_label
-from noisy_student.data.tfrecord_source import open_tfrecords
 from noisy_student.data.tfrecord_source import record_source
 from noisy_student.errors import UserError
 
@@ -64,7 +64,7 @@ def tfds_split(
 
     builder = _prepared_builder(name, data_dir, download, manual_dir)
     info = builder.info
-    open_records = _reader(name, builder)
+    file_format = _file_format(name, builder)
     instructions = tfds_splits.instructions(name, info.splits, split)
     image_key = _feature_key(name, info, "image", tfds.features.Image)
     keys = [image_key]
@@ -94,7 +94,7 @@ def tfds_split(
         about=("tfds", info.full_name, keys),
         slices=[(i.filename, i.skip, i.take) for i in instructions],
         parse=parse,
-        open_records=open_records,
+        file_format=file_format,
     )
 
 
@@ -154,11 +154,11 @@ def place(name, data_dir=None):
     return os.fspath(builder.data_path), bool(builder.info.splits)
 
 
-def _reader(name, builder):
-    """Function that opens the files of a data set, as `open_tfrecords`."""
+def _file_format(name, builder):
+    """How the files of a data set are read, as `TFRECORD`."""
     file_format = builder.info.file_format.value
     if file_format == "tfrecord":
-        return open_tfrecords
+        return TFRECORD
     if file_format != "array_record" or "://" in os.fspath(builder.data_path):
         raise UserError(
             f"{name} is stored as {file_format}, and only tfrecord and, on a "
@@ -166,7 +166,7 @@ def _reader(name, builder):
             "file_format='tfrecord'"
         )
     array_records.check_installed()
-    return array_records.open_array_records
+    return array_records.ARRAY_RECORD
 
 
 def _builder(name, data_dir):

@@ -6,11 +6,13 @@ Student code reads too. A reference is the encoded image itself. What holds for
 every record file is in `record_source`, on which `tfds_source.py` builds.
 """
 
+import array
 import concurrent.futures
 import contextlib
 import json
 import os
 import re
+import threading
 
 import numpy as np
 import tensorflow as tf
@@ -223,8 +225,30 @@ def open_tfrecords(path, skip, take):
     return tf.data.TFRecordDataset(path).skip(skip).take(take)
 
 
+def tfrecord_positions(path):
+    """Where each record of a TFRecord file begins, int64 `(N,)`, in bytes."""
+    return _record_positions(path, _stamp(path)[0])
+
+
+def read_tfrecord(path, position):
+    """The record at a position of a TFRecord file, from tensors."""
+    # What `tf.data.TFRecordDataset` does not offer.
+    records = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[path],
+        compression_type="",
+        buffer_size=0,
+        byte_offsets=[position],
+    )
+    kind = {"output_types": [tf.string], "output_shapes": [[]]}
+    record = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **kind)
+    return tf.raw_ops.DatasetToSingleElement(dataset=record, **kind)[0]
+
+
+TFRECORD = open_tfrecords, tfrecord_positions, read_tfrecord
+
+
 def record_source(
-    *, name, class_names, about, slices, parse, open_records=open_tfrecords
+    *, name, class_names, about, slices, parse, file_format=TFRECORD
 ):
     """A source of slices of record files, one shard a slice.
 
@@ -234,11 +258,15 @@ def record_source(
         about: tuple of what else makes the examples what they are.
         slices: list of (path, records to skip, records to take).
         parse: serialized record -> (encoded image, int64 label), in a graph.
-        open_records: as `open_tfrecords`, for files of another format.
+        file_format: functions as those of `TFRECORD`, for another format.
+
+    Returns:
+        A `Source`. Images of local files can be read at their positions.
 
     Raises:
         UserError: if a file is missing.
     """
+    open_records, find_positions, read_record = file_format
     paths, skips, takes = zip(*slices, strict=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # waits for the disk
         sizes = [size for size, _ in pool.map(_stamp, paths)]
@@ -250,6 +278,28 @@ def record_source(
     def open_shard(shard):
         tensors = path_tensor, skip_tensor, take_tensor
         return open_records(*(tensor[shard] for tensor in tensors)).map(parse)
+
+    # Found when it is needed; files are opened by several threads.
+    lock, found = threading.Lock(), {}
+
+    def find(shard, rows):
+        path = paths[shard]
+        with lock:
+            if path not in found:
+                found[path] = find_positions(path)
+        return found[path][skips[shard] + rows]
+
+    def positions(shard, rows):
+        places = tf.numpy_function(find, [shard, rows], tf.int64)
+        shards = tf.fill(tf.shape(rows), shard)
+        return tf.stack([shards, tf.ensure_shape(places, [None])], axis=1)
+
+    def load(reference):
+        reference = tf.convert_to_tensor(reference)
+        if reference.dtype == tf.string:
+            return reference
+        record = read_record(path_tensor[reference[0]], reference[1])
+        return parse(record)[0]
 
     def example_name(shard, row):
         file_name = printable(os.path.basename(paths[shard]))
@@ -265,8 +315,9 @@ def record_source(
         class_names=class_names,
         fingerprint=fingerprint_of([about, class_names, *contents]),
         open_shard=open_shard,
-        load=tf.identity,
+        load=load,
         example_name=example_name,
+        positions=positions if all(map(_is_local, paths)) else None,
     )
 
 
@@ -343,6 +394,10 @@ def _matches(pattern):
     return found
 
 
+def _is_local(path):
+    return "://" not in os.fsdecode(path)
+
+
 def _stamp(path):
     """Bytes of a file, local or not, and its time in nanoseconds."""
     try:
@@ -360,22 +415,27 @@ def _stamp(path):
 
 def _count_records(path, size):
     """Number of records of a TFRecord file, found without reading them."""
-    local = "://" not in path
+    return len(_record_positions(path, size))
+
+
+def _record_positions(path, size):
+    """Where each record of a TFRecord file begins, found by their lengths."""
+    local = _is_local(path)
     # Unbuffered: a buffer would read more of every record than its header.
     file = open(path, "rb", 0) if local else tf.io.gfile.GFile(path, "rb")
-    count = position = 0
+    found, position = array.array("q"), 0
     with file:
         while position < size:
+            found.append(position)
             file.seek(position)
             # A record: its length (8 bytes), a checksum (4), data, another (4).
             position += int.from_bytes(file.read(8), "little") + 16
-            count += 1
     if position != size:
         raise UserError(
             f"{printable(path)} is cut off or is no uncompressed TFRecord "
             "file: write it again or leave it out of the pattern"
         )
-    return count
+    return np.array(found, np.int64)
 
 
 def _check_first_record(path, features):
