@@ -313,7 +313,7 @@ def _open_source(config, role, class_names, index):
     has_labels = role != "unlabeled"
     if directory and has_labels:
         return imagenet_folders.labeled_folder(
-            directory, evaluation=bool(class_names)
+            directory, evaluation=role == "eval"
         )
     if directory:
         return folder_sources.image_folder(directory)

@@ -68,7 +68,12 @@ def unusable(run, role):
             )
         if role == "labeled":
             console.print_copies(*duplicates.copies(hashes, labels))
-            lost = _lost_classes(source, known, labels)
+            there = set(np.unique(labels).tolist())
+            lost = _lost_classes(source, known, there)
+            names = source.class_names
+            console.print_untrained(
+                [n for k, n in enumerate(names) if k not in there]
+            )
         _remember(run, role, known, whole=not lost)
     _write_csv(run)
     if lost:
@@ -96,15 +101,14 @@ def _is_evaluated(reason):
     return reason.startswith(duplicates.REASON)
 
 
-def _lost_classes(source, left_out, labels):
+def _lost_classes(source, left_out, there):
     """Names of the classes that had images, and have none left.
 
     Args:
         source: A `Source` with labels.
         left_out: Pairs (shard, row).
-        labels: int64 `(N,)` of all other images.
+        there: Set of the labels of all other images.
     """
-    there = set(np.unique(labels).tolist())
     lost = {label for *_, label in broken.examples_at(source, left_out)} - there
     return [source.class_names[label] for label in sorted(lost)]
 

@@ -41,13 +41,20 @@ def images(tmp_path):
     return tmp_path
 
 
-def as_records(images, name):
-    """The same images as TFRecords, in the order of their names."""
+def as_records(images, name, *labels):
+    """The same images as TFRecords, with some labels in turn, if any."""
     path = images / f"{name}.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for file in sorted((images / name).rglob("*.png")):
+        files = sorted((images / name).rglob("*.png"))
+        for number, file in enumerate(files):
             image = tf.train.BytesList(value=[file.read_bytes()])
             feature = {"image/encoded": tf.train.Feature(bytes_list=image)}
+            if labels:
+                label = labels[number % len(labels)]
+                label = tf.train.Int64List(value=[label])
+                feature["image/class/label"] = tf.train.Feature(
+                    int64_list=label
+                )
             features = tf.train.Features(feature=feature)
             example = tf.train.Example(features=features)
             writer.write(example.SerializeToString())
@@ -177,6 +184,15 @@ def test_a_class_without_a_usable_image_is_refused(images, capsys):
         assert [row[0] for row in skipped(images)] == ["labeled"] * 4
     save_images(images / "labeled/dog/more", 1, 9)
     assert take_a_teacher(images) == 0
+
+
+def test_a_class_of_which_there_are_no_images_is_told(images, capsys):
+    records = f"--labeled_tfrecords={as_records(images, 'labeled', 0, 1)}"
+    flags = ("--labeled_dir=", "--num_classes=3", records, "--eval_dir=")
+    made = make_finished_run(images / "three", tuple("012"))
+    weights = f"--init_from={made.trained_model(0)}"
+    assert command(images, "teach", "--notrain_teacher", weights, *flags) == 0
+    assert "no labeled images of class 2: a model" in capsys.readouterr().out
 
 
 def test_an_evaluation_set_that_is_trained_on_is_told(images, capsys):

@@ -576,6 +576,12 @@ def test_labels_with_gaps_are_the_classes(tmp_path, first_label):
     assert contents(many)[0] == (b"812", 812 - first_label)
 
 
+def test_labels_of_one_class_alone_are_no_classes(tmp_path):
+    write_records(tmp_path / "one", [example(b"x", 0)] * 2)
+    with fails("all labels in", "are 0", "--num_classes"):
+        tfrecord_source.tfrecords(f"{tmp_path}/one", labeled=True)
+
+
 @pytest.mark.parametrize("first_label", [0, 1])
 def test_labels_of_files_meet_folders_by_their_numbers(tmp_path, first_label):
     # By their bytes 10 comes before 2.
@@ -1045,6 +1051,7 @@ def test_evaluation_classes_are_known_by_name(tmp_path, present, empty):
     for name in empty:
         (tmp_path / name).mkdir()
     plain = folder_sources.class_folders(tmp_path, evaluation=True)
+    assert set(plain.absent) == set(empty)
     source = sources.with_classes(plain, model)
     expected = {jpeg(int(name)): model.index(name) for name in present}
     assert dict(contents(source)) == dict(interleaved(source)) == expected

@@ -7,6 +7,7 @@ names that are no valid text, and notice every mistake that a person can make
 with folders before a run has cost an hour. Paths are bytes throughout.
 """
 
+import dataclasses
 import glob
 import hashlib
 import os
@@ -46,7 +47,7 @@ def class_folders(directory, *, evaluation=False):
         directory: path of the folder that holds the class folders.
         evaluation: whether these images are for the evaluation of a model with
             classes of its own: then a single class is enough, and an empty
-            folder is a class without images instead of a mistake.
+            folder is a class without images, in `absent`, and no mistake.
 
     Returns:
         A `Source` whose references are absolute paths.
@@ -98,9 +99,7 @@ def class_folders(directory, *, evaluation=False):
         found = list(
             images_below(folder.path, {os.path.realpath(root)}, left_out)
         )
-        if not found and evaluation:
-            continue
-        if not found:
+        if not found and not evaluation:
             raise UserError(
                 f"the class folder {printable(folder.path)} has no image "
                 f"({' '.join(IMAGE_EXTENSIONS)}): add some or remove the folder"
@@ -122,7 +121,10 @@ def class_folders(directory, *, evaluation=False):
     pairs = zip(images, labels, strict=True)
     pairs = sorted(pairs, key=lambda pair: _place(root, pair[0]))
     images, labels = zip(*pairs, strict=True)
-    return folder_source(root, name, images, labels, class_names, left_out)
+    source = folder_source(root, name, images, labels, class_names, left_out)
+    there = set(labels)
+    absent = (n for k, n in enumerate(class_names) if k not in there)
+    return dataclasses.replace(source, absent=tuple(absent))
 
 
 def _place(root, image):

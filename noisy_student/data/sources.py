@@ -188,16 +188,18 @@ def with_classes(source, class_names):
     if source.class_names == class_names:
         return source
     numbers = {name: number for number, name in enumerate(class_names)}
-    unknown = [name for name in source.class_names if name not in numbers]
+    there = [n for n in source.class_names if n not in source.absent]
+    unknown = [name for name in there if name not in numbers]
     if unknown:
         raise UserError(
             f"{source.name} has images of {some(unknown)}, but the model's "
             f"classes are {some(class_names)}: evaluate on images of these "
             "classes alone, under the same names"
         )
-    table = [numbers[name] for name in source.class_names]
     # Not a constant of this graph: shards are opened in several.
-    table = np.array(table, np.int64)
+    table = np.array(
+        [numbers.get(name, NO_LABEL) for name in source.class_names], np.int64
+    )
 
     def open_shard(shard):
         return source.open_shard(shard).map(
@@ -209,7 +211,7 @@ def with_classes(source, class_names):
         class_names=class_names,
         fingerprint=fingerprint_of([source.fingerprint, *class_names]),
         open_shard=open_shard,
-        absent=tuple(n for n in class_names if n not in source.class_names),
+        absent=tuple(name for name in class_names if name not in there),
     )
 
 

@@ -493,6 +493,11 @@ def _classes_in_use(name, files, first_label, index):
             f"{first_label}: set --tfrecord_first_label={found[0]} if that is "
             "the number of the first class"
         )
+    if len(found) == 1:
+        raise UserError(
+            f"all labels in {name} are {found[0]}, and there must be two "
+            "classes or more: give files of all classes, or --num_classes"
+        )
     if not has_gaps:
         return map(str, range(len(found)))
     logging.warning(

@@ -207,16 +207,24 @@ def results_table(records, seconds, num_classes):
     return "\n" + "\n".join(lines)
 
 
-def absent_text(names):
-    """Says which classes an accuracy tells nothing of.
+def absent_text(names, role="evaluation"):
+    """Says which classes have no images.
 
     Args:
-        names: Names of classes without an evaluation image, at least one.
+        names: Names of these classes, at least one.
+        role: What the images are for.
     """
     shown = ", ".join(names[:NAMES_SHOWN])
     more = ", ..." if len(names) > NAMES_SHOWN else ""
     kind = "class" if len(names) == 1 else f"{len(names)} classes"
-    return f"  no evaluation images of {kind} {shown}{more}"
+    return f"  no {role} images of {kind} {shown}{more}"
+
+
+def print_untrained(names):
+    """Say which classes a model cannot learn, if any."""
+    if names:
+        text = absent_text(names, "labeled").strip()
+        print(f"  warning: {text}: a model cannot learn them")
 
 
 def warn_skipped(name, reason):
