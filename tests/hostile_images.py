@@ -107,7 +107,6 @@ def _pngs():
     sixteen = np.asarray(image.convert("L"), np.uint16) * 257
     plain = encode(image, "PNG")
     pixels = plain.index(b"IDAT")
-    rgb16 = np.asarray(image, ">u2") * 257
     return {
         "png": (plain, "png", WHOLE),
         "png gray": (encode(image.convert("L"), "PNG"), "png", WHOLE),
@@ -131,7 +130,7 @@ def _pngs():
             WHOLE,
         ),
         "png 16 bits": (
-            _png(WIDTH, HEIGHT, _rows(rgb16), depth=16),
+            png_of(np.asarray(image, np.uint16) * 257),
             "png",
             WHOLE,
         ),
@@ -199,8 +198,7 @@ def _bmps():
         "bmp gray": (encode(image.convert("L"), "BMP"), "bmp", WHOLE),
         "bmp palette": (encode(image.quantize(), "BMP"), "bmp", WHOLE),
         "bmp alpha": (encode(image.convert("RGBA"), "BMP"), "bmp", WHOLE),
-        # What TensorFlow does not read.
-        "bmp 1 bit": (encode(image.convert("1"), "BMP"), "bmp", BROKEN),
+        "bmp 1 bit": (encode(image.convert("1"), "BMP"), "bmp", WHOLE),
         "bmp 2 GB wide": (
             plain[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + plain[26:],
             "bmp",
@@ -343,6 +341,14 @@ def _resized_jpeg(content, width=WIDTH, height=HEIGHT, bits=8):
 def _rows(pixels):
     """Pixels as PNG compresses them: each row led by the kind of its filter."""
     return b"".join(b"\0" + row.tobytes() for row in pixels)
+
+
+def png_of(pixels):
+    """A PNG of 16 bits: uint16 `(H, W, 1 to 4)`, which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = _rows(pixels.astype(">u2"))
+    return _png(width, height, rows, depth=16, color=color)
 
 
 def _png(width, height, rows, *, depth=8, color=2, compressed=None):

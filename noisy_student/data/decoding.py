@@ -13,6 +13,8 @@ import tensorflow as tf
 # As in Pillow, whose warning begins there: a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
+# The darkest value of an image of which nothing is to be seen on white.
+_NEARLY_WHITE = 240
 
 
 def decode(image_bytes):
@@ -21,15 +23,20 @@ def decode(image_bytes):
     Args:
         image_bytes: string scalar: JPEG (grayscale and CMYK too), PNG (palette,
             transparency and 16 bits too), GIF and WebP (the first frame of an
-            animation), or BMP.
+            animation), or BMP (1, 4, 8, 24 and 32 bits, uncompressed).
 
     Returns:
-        uint8 `(H, W, 3)`; transparency is dropped.
+        uint8 `(H, W, 3)`. Transparent images are laid on white, or on black
+        where white would hide them; 16 bits a channel are scaled to 8 by the
+        bits in use (`eight_bits`).
 
     Raises:
         tf.errors.InvalidArgumentError: if the bytes cannot be decoded, for
             instance because they are truncated, or hold more than `MAX_PIXELS`
             pixels.
+
+    Differs: the official code drops transparency, and with it a shape that is
+    nowhere else. Opaque images have the same bytes either way.
     """
     image = tf.cond(
         tf.io.is_jpeg(image_bytes),
@@ -56,14 +63,106 @@ def _called(function):
 @_called
 def decode_other(image_bytes):
     """`decode` for images that are no JPEG."""
+
+    def png():
+        size = _numbers(image_bytes, 16, 2, tf.int32, little_endian=False)
+        depth, color = tf.unstack(_numbers(image_bytes, 24, 2, tf.uint8))
+        with tf.control_dependencies([check_size(size)]):
+            is_plain = (depth <= 8) & (color < 4) & ~_has_trns(image_bytes)
+        return tf.cond(
+            is_plain,
+            lambda: tf.io.decode_png(image_bytes, channels=3),
+            lambda: _decode_rare_png(image_bytes),
+        )
+
     return tf.cond(
         tf.strings.substr(image_bytes, 0, 3) == b"\x89PN",
-        lambda: _decode(
-            image_bytes,
-            _numbers(image_bytes, 16, 2, tf.int32, little_endian=False),
-        ),
+        png,
         lambda: _decode_rare(image_bytes),
     )
+
+
+def _has_trns(png_bytes):
+    """Whether a PNG without an alpha channel has transparent colors."""
+
+    def kind(position):
+        return tf.strings.substr(png_bytes, position + 4, 4)
+
+    def following(position):
+        part = tf.strings.substr(png_bytes, position, 4)
+        length = tf.io.decode_raw(part, tf.int32, little_endian=False)[0]
+        return [position + 12 + tf.cast(length, tf.int64) % 2**32]
+
+    # The chunk, if there is one, comes before the pixels.
+    position = tf.while_loop(
+        lambda position: (
+            (kind(position) != b"IDAT") & (kind(position) != b"tRNS")
+        ),
+        following,
+        [tf.constant(33, tf.int64)],
+    )[0]
+    return kind(position) == b"tRNS"
+
+
+@_called
+def _decode_rare_png(png_bytes):
+    """`decode` for a PNG that is transparent or has 16 bits a channel."""
+    depth = tf.strings.substr(png_bytes, 24, 1)
+    return tf.cond(
+        depth == b"\x10",
+        lambda: on_white(eight_bits(tf.io.decode_png(png_bytes, 4, tf.uint16))),
+        lambda: on_white(tf.io.decode_png(png_bytes, 4)),
+    )
+
+
+def eight_bits(image):
+    """Scale 16 bits to 8 by the bits that the image makes use of.
+
+    Scans of 10, 12 or 14 bits are often stored as they are measured, in the
+    lower bits of 16, where the upper 8 alone are nearly black.
+
+    Args:
+        image: uint16 `(H, W, 4)`.
+
+    Returns:
+        uint8 `(H, W, 4)`: without the lower 8, 6, 4, 2 or 0 bits, as many as
+        its brightest color has beyond 8; the alpha channel without 8.
+    """
+    brightest = tf.reduce_max(tf.cast(image[..., :3], tf.int32))
+    unused = tf.reduce_sum(
+        tf.cast(brightest < [2**8, 2**10, 2**12, 2**14], tf.int32)
+    )
+    shift = tf.stack([8 - 2 * unused] * 3 + [8])
+    image = tf.bitwise.right_shift(image, tf.cast(shift, tf.uint16))
+    return tf.cast(image, tf.uint8)
+
+
+def on_white(image):
+    """Lay an image on white, as viewers do; on black if white would hide it.
+
+    Args:
+        image: uint8 `(H, W, 4)`, red, green, blue and alpha, or `(H, W, 3)`.
+
+    Returns:
+        uint8 `(H, W, 3)`: the colors as they are where alpha is 255, or 0 in
+        the whole image.
+    """
+    color, alpha = image[..., :3], image[..., 3:]
+
+    def composed():
+        share = tf.cast(alpha, tf.float32) / 255
+
+        def over(background):
+            difference = tf.cast(color, tf.float32) - background
+            mixed = tf.round(background + share * difference)
+            return tf.cast(mixed, tf.uint8)
+
+        white = over(255.0)
+        is_hidden = tf.reduce_min(white) >= _NEARLY_WHITE
+        return tf.cond(is_hidden, lambda: over(0.0), lambda: white)
+
+    is_seen = tf.reduce_any(alpha < 255) & tf.reduce_any(alpha > 0)
+    return tf.cond(is_seen, composed, lambda: color)
 
 
 @_called
@@ -71,15 +170,17 @@ def _decode_rare(image_bytes):
     """`decode` for images that are neither JPEG nor PNG."""
 
     def gif():
-        return _decode(*_first_frame(image_bytes))
+        frame, whitened, size = _first_frame(image_bytes)
+        image = _decode(whitened, size)
+        return tf.cond(
+            tf.reduce_min(image) >= _NEARLY_WHITE,
+            lambda: _decode(frame, size),  # TensorFlow's background is black
+            lambda: image,
+        )
 
-    def bmp():
-        size = _numbers(image_bytes, 18, 2, tf.int32)
-        return _with_palette(_decode(image_bytes, size), image_bytes)
-
-    def webp():  # does not drop transparency by itself
+    def webp():
         size = _webp_size(image_bytes)
-        return _decode(image_bytes, size, channels=0)[..., :3]
+        return on_white(_decode(image_bytes, size, channels=0))
 
     def unknown():
         # Even where TensorFlow knows more formats: their headers are not read.
@@ -92,7 +193,11 @@ def _decode_rare(image_bytes):
         return start == beginning
 
     return tf.case(
-        ((begins(b"GIF"), gif), (begins(b"BM"), bmp), (begins(b"RIF"), webp)),
+        (
+            (begins(b"GIF"), gif),
+            (begins(b"BM"), lambda: _decode_bmp(image_bytes)),
+            (begins(b"RIF"), webp),
+        ),
         default=unknown,
     )
 
@@ -116,7 +221,10 @@ def _decode(image_bytes, size, channels=3):
 
 
 def _first_frame(image_bytes):
-    """A GIF that ends with its first frame, and the sides of that."""
+    """A GIF that ends with its first frame, the same in white, and the sides.
+
+    In white: what is transparent in the one is white in the other.
+    """
     data = tf.cast(tf.io.decode_raw(image_bytes, tf.uint8), tf.int32)
 
     def skip_blocks(start):
@@ -134,17 +242,40 @@ def _first_frame(image_bytes):
         return tf.where(flags >= 128, size, 0)
 
     extension, frame = 0x21, 0x2C
-    start = tf.while_loop(
-        lambda position: tf.equal(data[position], extension),
-        lambda position: [skip_blocks(position + 2)],
-        [13 + table_size(data[10])],
-    )[0]
+    # `control`: the extension, if any, that says which color is transparent.
+    start, control = tf.while_loop(
+        lambda position, _: tf.equal(data[position], extension),
+        lambda position, control: [
+            skip_blocks(position + 2),
+            tf.where(tf.equal(data[position + 1], 0xF9), position, control),
+        ],
+        [13 + table_size(data[10]), 0],
+    )
     is_frame = _check(tf.equal(data[start], frame), "a GIF without a frame")
     with tf.control_dependencies([is_frame]):
         sides = _numbers(image_bytes, start + 5, 2, tf.uint16)
     # Behind the frame's own header, its colors and a byte come its pixels.
-    end = skip_blocks(start + 11 + table_size(data[start + 9]))
-    return tf.strings.substr(image_bytes, 0, end) + b";", sides
+    own_colors = table_size(data[start + 9])
+    end = skip_blocks(start + 11 + own_colors)
+    first = tf.strings.substr(image_bytes, 0, end) + b";"
+
+    def replace(gif, position, part):
+        before = tf.strings.substr(gif, 0, position)
+        return before + part + tf.strings.substr(gif, position + len(part), end)
+
+    has_own = own_colors > 0
+    colors = tf.where(has_own, own_colors, table_size(data[10]))
+    entry = 3 * data[control + 6]
+    is_transparent = (
+        (control > 0) & (data[control + 3] % 2 > 0) & (entry < colors)
+    )
+
+    def whitened():
+        opaque = replace(first, control + 3, b"\0")
+        table = tf.where(has_own, start + 10, 13)
+        return replace(opaque, table + entry, b"\xff\xff\xff")
+
+    return first, tf.cond(is_transparent, whitened, lambda: first), sides
 
 
 def _webp_size(image_bytes):
@@ -172,21 +303,54 @@ def _webp_size(image_bytes):
     )
 
 
-def _with_palette(image, bmp_bytes):
-    """Colors of a BMP of 8 bits a pixel, of which TensorFlow reads indices."""
+def _decode_bmp(bmp_bytes):
+    """`decode` for a BMP; TensorFlow knows no palette and looks at no mask."""
 
-    def number(position, dtype):
-        return tf.cast(_numbers(bmp_bytes, position, 1, dtype)[0], tf.int32)
+    def numbers(position, count, dtype=tf.int32):
+        part = _numbers(bmp_bytes, position, count, dtype)
+        return tf.unstack(tf.cast(part, tf.int32))
+
+    offset, header, width, height = numbers(10, 4)
+    (bits,) = numbers(28, 1, tf.uint16)
+    (compression,) = numbers(30, 1)
+    # If it is 3, which bits are red, green and blue follows.
+    masks = tf.strings.substr(bmp_bytes, 54, 12)
+    is_usual = masks == b"\0\0\xff\0\0\xff\0\0\xff\0\0\0"
+    known = tf.reduce_any(tf.equal(bits, [1, 4, 8, 24, 32])) & (
+        tf.equal(compression, 0)
+        | (tf.equal(compression, 3) & tf.equal(bits, 32) & is_usual)
+    )
+    checks = [
+        _check(header >= 40, "a BMP of OS/2: convert it to PNG"),
+        _check(
+            known,
+            "a BMP that is compressed or has not 1, 4, 8, 24 or 32 bits: "
+            "convert it to PNG",
+        ),
+        check_size([width, height]),
+    ]
 
     def look_up():
-        start = 14 + number(14, tf.int32)  # behind both headers
-        length = number(10, tf.int32) - start  # up to the pixels
-        palette = tf.strings.substr(bmp_bytes, start, length)
+        start = 14 + header  # of the palette, which ends before the pixels
+        palette = tf.strings.substr(bmp_bytes, start, (offset - start) // 4 * 4)
         palette = tf.reshape(tf.io.decode_raw(palette, tf.uint8), [-1, 4])
-        rgb = palette[:, 2::-1]  # stored as blue, green, red, nothing
-        return tf.gather(rgb, tf.cast(image[..., 0], tf.int32))
+        stride = (width * bits + 31) // 32 * 4  # bytes of a row
+        pixels = tf.strings.substr(bmp_bytes, offset, stride * abs(height))
+        rows = tf.reshape(
+            tf.io.decode_raw(pixels, tf.uint8), [abs(height), stride, 1]
+        )
+        shifts = tf.range(8 - bits, -1, -bits)
+        indices = tf.bitwise.right_shift(tf.cast(rows, tf.int32), shifts)
+        indices = indices % tf.bitwise.left_shift(1, bits)
+        indices = tf.reshape(indices, [abs(height), -1])[:, :width]
+        # Stored as blue, green, red, nothing, and from the bottom.
+        image = tf.gather(palette[:, 2::-1], indices)
+        return tf.cond(height > 0, lambda: image[::-1], lambda: image)
 
-    return tf.cond(number(28, tf.int16) == 8, look_up, lambda: image)
+    with tf.control_dependencies(checks):
+        return tf.cond(
+            bits <= 8, look_up, lambda: tf.io.decode_bmp(bmp_bytes, 0)[..., :3]
+        )
 
 
 def _numbers(image_bytes, position, count, dtype, little_endian=True):

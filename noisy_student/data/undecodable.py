@@ -197,7 +197,8 @@ def _reason(error):
     message = sources.printable(error.object) if undecoded else error.message
     if isinstance(error, tf.errors.NotFoundError) or "No such file" in message:
         return NO_SUCH_FILE
-    if re.search(r"pos \d+ out of range for string|slice index", message):
+    cut = r"pos \d+ out of range for string|slice index|with expected shape"
+    if re.search(cut, message):
         return "its header is cut off"
     line = sources.without_frame(message.partition("\n")[0])
     line = re.sub(r"^assertion failed: \[(.*)\]$", r"\1", line)
