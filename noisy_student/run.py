@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from fractions import Fraction
 
 import keras
@@ -259,6 +260,7 @@ def check_settings(config):
                 "labeled images: leave out one, or take the recipe's away "
                 "with --dataset="
             )
+    _check_apart(config)
     for variant in (config.variant, *config.student_variants()):
         size = training_image_size(config, variant)
         if config.crop == "padded" and config.crop_padding >= size:
@@ -271,6 +273,31 @@ def check_settings(config):
         raise UserError(
             f"--warm_start needs teacher and students of one variant, not "
             f"{', '.join(variants)}: leave it out, or change --students"
+        )
+
+
+def _check_apart(config):
+    """Refuse folders that lie in each other: their images would be in both."""
+    for one, other in (
+        ("unlabeled_dir", "labeled_dir"),
+        ("unlabeled_dir", "eval_dir"),
+        ("labeled_dir", "eval_dir"),
+    ):
+        paths = getattr(config, one), getattr(config, other)
+        if not all(paths):
+            continue
+        real = [os.path.realpath(os.path.expanduser(path)) for path in paths]
+        shared = os.path.commonpath(real)
+        # Who evaluates on the very images that are learned from is told where
+        # images are compared.
+        if shared not in real or (one == "labeled_dir" and real[0] == real[1]):
+            continue
+        how = "is" if real[0] == real[1] else "lies in"
+        if how == "lies in" and shared == real[0]:
+            one, other, paths = other, one, paths[::-1]
+        raise UserError(
+            f"--{one}={paths[0]} {how} --{other}={paths[1]}, so its images "
+            "would be in both: give folders of which none lies in another"
         )
 
 

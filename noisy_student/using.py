@@ -82,7 +82,13 @@ def _images(config):
             f"--mode={config.mode} needs images: give --input=PATH, a file, a "
             "folder or a glob in quotes"
         )
-    return folder_sources.images_at(config.input)
+    source = folder_sources.images_at(config.input)
+    for name, reason in source.left_out[: console.NAMES_SHOWN]:
+        console.warn_skipped(name, reason)
+    if source.left_out:
+        count = words.plural(len(source.left_out), "file")
+        print(f"Left out: {count} that cannot be read as images")
+    return source
 
 
 class _Parts:

@@ -148,7 +148,7 @@ def test_every_file_of_a_folder_is_named_with_its_reason(folder):
         "zz dangling.jpg": "a link that leads nowhere",
         "zz itself.jpg": "a link that leads nowhere",
         "zz pipe.jpg": "not a file but a device",
-        "zz phone.HEIC": "not read: convert it to JPEG",
+        "zz phone.HEIC": "not read: convert it to JPEG or PNG",
         "zz sparse.jpg": "larger than 1 GB",
     }
 

@@ -149,7 +149,7 @@ def _classes(folder, left_out):
     """Yields ((path, size), label) of the images in folders of classes."""
     numbers = {os.fsencode(name): k for k, name in enumerate(synsets())}
     visited = {os.path.realpath(folder)}
-    for entry in folder_sources.visible_entries(folder):
+    for entry in folder_sources.visible_entries(folder, left_out):
         if re.fullmatch(_SYNSET + rb"\.tar", entry.name):
             raise UserError(
                 f"{printable(entry.path)} is an archive: unpack each of them "

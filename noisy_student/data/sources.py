@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
@@ -328,6 +329,19 @@ def image_hash(image_bytes):
         int64 scalar in [0, 2**63).
     """
     return tf.strings.to_hash_bucket_fast(image_bytes, 2**63 - 1)
+
+
+def class_name(name):
+    """What a class is called, alike on every system: composed, one space.
+
+    macOS stores an accent as a character of its own (NFD), others do not, and
+    a space at the end cannot be seen.
+
+    Args:
+        name: str or bytes.
+    """
+    composed = unicodedata.normalize("NFC", printable(name))
+    return " ".join(composed.split()) or composed
 
 
 def printable(name):

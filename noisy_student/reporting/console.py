@@ -236,8 +236,8 @@ def print_skipped(count, name):
     """Say how many images of a source are left out, if any."""
     if count:
         print(
-            f"  {count} images of {name} cannot be decoded and are left out: "
-            "see skipped.csv"
+            f"  {count} files of {name} cannot be read as images and are left "
+            "out: see skipped.csv"
         )
 
 
