@@ -61,6 +61,8 @@ def photos(tmp_path_factory):
         (root / "labeled" / "red" / "a picture 00.jpg").read_bytes()[:200]
     )
     (root / "unlabeled" / "notes.txt").write_text("no image")
+    (root / "labeled" / "red" / "scan.tif").write_text("not read")
+    save_images(root / "labeled" / "@eaDir", (9, 9, 9), 1, 30)
     return root
 
 
@@ -165,11 +167,13 @@ def test_labels_keep_class_names_and_skip_the_broken(trained):
         skipped = list(csv.DictReader(file))
     assert [(s["images"], s["file"].split("/")[-1]) for s in skipped] == [
         ("labeled", "broken.jpg"),
+        ("labeled", "@eaDir"),
+        ("labeled", "scan.tif"),
         ("unlabeled", "cut off.jpg"),
         ("evaluation", "text.png"),
     ]
     assert "JPEG" in skipped[0]["reason"]
-    assert "none of JPEG, PNG" in skipped[2]["reason"]
+    assert "none of JPEG, PNG" in skipped[4]["reason"]
 
 
 def test_a_workdir_knows_what_it_learned_from(trained):

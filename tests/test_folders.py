@@ -2,7 +2,6 @@
 """What lies in folders is taken, refused, or named and counted."""
 
 import io
-import json
 import os
 import unicodedata
 
@@ -338,37 +337,3 @@ def test_folders_that_lie_in_each_other_are_refused(
     assert code == 2
     assert message.format(root) in said
     assert not (root / "run").exists()
-
-
-@pytest.mark.usefixtures("few_blocks")
-def test_what_is_left_out_is_in_a_table_and_counted(pets, capsys):
-    """And what a finished model is asked about is no exception."""
-    root = pets.parent
-    write(pets / "cat" / "scan.tif", b"II*\0")
-    write(pets / "cat" / "@eaDir" / "1.jpg", jpeg())
-    write(pets / "cat" / "2.jfif", b"no image")
-    code, said = command(
-        capsys,
-        "--mode=teach",
-        f"--labeled_dir={pets}",
-        f"--workdir={root}/run",
-        "--image_size=16",
-        "--small_images",
-        "--crop=padded",
-        "--randaugment_num_ops=0",
-        "--batch_size=2",
-        "--train_steps=1",
-    )
-    assert code == 0, said
-    assert "3 files of" in said and "skipped.csv" in said
-    table = (root / "run" / "skipped.csv").read_text().splitlines()
-    for name in ("scan.tif", "@eaDir", "2.jfif"):
-        (row,) = [line for line in table if name in line]
-        assert row.startswith("labeled,")
-    known = json.loads((root / "run" / "data.json").read_text())
-    assert known["labeled"]["num_images"] == 3
-    code, said = command(
-        capsys, "--mode=predict", f"--input={pets}", f"--workdir={root}/run"
-    )
-    assert code == 0, said
-    assert "Left out: 2 files that cannot be read as images" in said

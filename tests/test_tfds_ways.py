@@ -26,6 +26,7 @@ from test_sources import shades
 from test_sources import write
 
 from noisy_student.data import array_records
+from noisy_student.data import decoding
 from noisy_student.data import folder_sources
 from noisy_student.data import pipelines
 from noisy_student.data import tfds_source
@@ -268,3 +269,133 @@ def test_array_records_are_read_many_at_a_time(tmp_path):
         assert len(contents(source)) == 200
     # Three files of about 67, two calls each, and one less for a short file.
     assert 4 <= len(calls) <= 6, calls
+
+
+# Features of other kinds
+
+
+class Mask(ColorPatches, skip_registration=True):
+    """An image and its mask, under names of their own, as the label is."""
+
+    name = "with_mask"
+    image_features = {
+        "photo": tfds.features.Image(encoding_format="png"),
+        "mask": tfds.features.LabeledImage(labels=99, shape=(4, 5, 1)),
+    }
+    label_features = {"species": tfds.features.ClassLabel(num_classes=3)}
+
+    def _generate_examples(self, count):
+        for i, record in super()._generate_examples(count):
+            yield i, record | {"mask": record["mask"][..., :1]}
+
+
+def features_of(tmp_path, image, label, value):
+    """Reads a data set of one image a row, in features of any kind."""
+
+    class Other(ColorPatches, skip_registration=True):
+        name = "other"
+        image_features = {"image": image}
+        label_features = {"label": label}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"id": str(i), "image": value, "label": 0}
+
+    prepare(Other, tmp_path)
+    return tfds_source.tfds_split(
+        "other", "test", labeled=True, data_dir=tmp_path
+    )
+
+
+def test_a_mask_is_no_image_to_be_learned(tmp_path):
+    prepare(Mask, tmp_path)
+    source = tfds_source.tfds_split(
+        "with_mask", "test", labeled=True, data_dir=tmp_path
+    )
+    assert sorted(shades(source)) == [(i, i % 3) for i in range(7)]
+    assert source.class_names == ("0", "1", "2")
+
+
+LABEL = tfds.features.ClassLabel(num_classes=2)
+PIXELS = np.full((4, 4, 3), 7, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "image, label, value, words",
+    [
+        (
+            tfds.features.Image(shape=(4, 4, 1), dtype=np.float32),
+            LABEL,
+            np.ones((4, 4, 1), np.float32),
+            ["float32", "dtype=np.uint8"],
+        ),
+        (
+            tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8),
+            LABEL,
+            PIXELS,
+            ["one Image feature", "image: Tensor"],
+        ),
+        (
+            tfds.features.Sequence(tfds.features.Image()),
+            LABEL,
+            [PIXELS, PIXELS],
+            ["one Image feature", "image: Sequence"],
+        ),
+        (
+            tfds.features.FeaturesDict({"left": tfds.features.Image()}),
+            LABEL,
+            {"left": PIXELS},
+            ["one Image feature", "image: FeaturesDict"],
+        ),
+        (
+            tfds.features.Image(),
+            tfds.features.Scalar(np.int64),
+            PIXELS,
+            ["one ClassLabel feature", "label: Scalar"],
+        ),
+        (
+            tfds.features.Image(),
+            tfds.features.Scalar(np.bool_),
+            PIXELS,
+            ["one ClassLabel feature", "label: Scalar"],
+        ),
+    ],
+)
+def test_features_that_cannot_be_read_are_named(
+    tmp_path, image, label, value, words
+):
+    with fails("other", *words):
+        features_of(tmp_path, image, label, value)
+
+
+@pytest.mark.parametrize(
+    "image, value, expected",
+    [
+        (tfds.features.Image(shape=(4, 4, 1)), PIXELS[..., :1], 7),
+        (
+            tfds.features.Image(shape=(4, 4, 4)),
+            np.concatenate([PIXELS, PIXELS[..., :1] + 248], -1),
+            7,
+        ),
+        # 12 bits in 16.
+        (
+            tfds.features.Image(
+                shape=(4, 4, 1), dtype=np.uint16, encoding_format="png"
+            ),
+            np.full((4, 4, 1), 4095, np.uint16),
+            255,
+        ),
+        (tfds.features.Image(encoding_format="jpeg"), PIXELS, 7),
+    ],
+)
+def test_images_of_other_kinds(tmp_path, image, value, expected):
+    source = features_of(tmp_path, image, LABEL, value)
+    for content, _ in contents(source):
+        found = decoding.decode(content).numpy()
+        np.testing.assert_array_equal(found, np.full((4, 4, 3), expected))
+
+
+def test_names_of_classes_are_composed(tmp_path):
+    label = tfds.features.ClassLabel(names=["cafe\u0301", "dog "])
+    source = features_of(tmp_path, tfds.features.Image(), label, PIXELS)
+    assert source.class_names == ("caf\u00e9", "dog")

@@ -228,6 +228,8 @@ def test_features_are_what_the_last_layer_classifies(
     out = capsys.readouterr().out
     assert f"{features.shape[1]} features" in out
     assert "8 rows, 2 of them without an answer" in out
+    # lost.png, a link that leads nowhere.
+    assert "Left out: 1 file that cannot be read as image" in out
     # Whoever forgets --workdir asks another run's model.
     assert f"with the teacher of {copy} (b0 at 16 pixels)" in out
 

@@ -10,11 +10,13 @@ touched only on request.
 import os
 import re
 
+import numpy as np
 import tensorflow as tf
 
 from noisy_student.data import array_records
 from noisy_student.data import tfds_splits
 from noisy_student.data.sources import NO_LABEL
+from noisy_student.data.sources import class_name
 from noisy_student.data.sources import printable
 from noisy_student.data.tfrecord_source import TFRECORD
 from noisy_student.data.tfrecord_source import checked_label
@@ -57,8 +59,8 @@ def tfds_split(
 
     Raises:
         UserError: if the data set or the split is unknown, not prepared or
-            empty, has no image or no label, or is stored as neither TFRecord
-            nor, on a local disk, ArrayRecord.
+            empty, has no image of 8 or 16 bits or no label, or is stored as
+            neither TFRecord nor, on a local disk, ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
@@ -67,12 +69,20 @@ def tfds_split(
     file_format = _file_format(name, builder)
     instructions = tfds_splits.instructions(name, info.splits, split)
     image_key = _feature_key(name, info, "image", tfds.features.Image)
+    dtype = np.dtype(info.features[image_key].np_dtype).name
+    if dtype not in ("uint8", "uint16"):
+        # Its PNG holds the bytes of each number as if they were colors.
+        raise UserError(
+            f"the images of {name} are {dtype}, whose range nobody knows: "
+            "prepare it again with tfds.features.Image(dtype=np.uint8), and "
+            "pixels from 0 to 255"
+        )
     keys = [image_key]
     class_names = ()
     if labeled:
         label_key = _feature_key(name, info, "label", tfds.features.ClassLabel)
         keys.append(label_key)
-        class_names = tuple(info.features[label_key].names)
+        class_names = tuple(map(class_name, info.features[label_key].names))
     # Only what is asked for is parsed; the image stays encoded.
     features = tfds.features.FeaturesDict({k: info.features[k] for k in keys})
     decoders = {image_key: tfds.decode.SkipDecoding()}
@@ -223,14 +233,20 @@ def _prepared_builder(name, data_dir, download, manual_dir=None):
 
 def _feature_key(name, info, preferred, kind):
     """Key of the only feature of a kind, or of the one of the usual name."""
-    keys = sorted(k for k, f in info.features.items() if isinstance(f, kind))
+    # Exactly of it: a mask, for instance, is a kind of image, too.
+    keys = sorted(k for k, f in info.features.items() if type(f) is kind)
     if preferred in keys:
         return preferred
     if len(keys) != 1:
+        all_features = ", ".join(
+            f"{key}: {type(feature).__name__}"
+            for key, feature in sorted(info.features.items())
+        )
         found = f"several ({', '.join(keys)})" if keys else "none"
         raise UserError(
             f"{name} should have one {kind.__name__} feature, or one called "
-            f"{preferred!r}, but has {found}: choose another data set"
+            f"{preferred!r}, but has {found} ({all_features}): choose another "
+            "data set, or prepare it again with such a feature"
         )
     return keys[0]
 
