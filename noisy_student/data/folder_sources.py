@@ -39,11 +39,12 @@ OTHER_EXTENSIONS = (
     *(".heic", ".heif", ".avif", ".tif", ".tiff", ".jp2", ".j2k", ".jxl"),
     *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"),
     *(".tga", ".psd", ".svg", ".ico", ".pdf", ".dcm", ".exr", ".npy"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".mp4", ".mov", ".avi", ".mpo"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".mp4", ".mov", ".avi"),
 )
 _UNFINISHED_EXTENSIONS = (".part", ".partial", ".crdownload", ".download")
-# Beside many a data set's images, one for each: not worth a look inside.
-_TEXT_EXTENSIONS = (".txt", ".xml", ".json", ".csv")
+# Beside many a data set's images, one for each, and never one of them. The
+# last is a thumbnail of a video.
+_SIDECAR_EXTENSIONS = (".txt", ".xml", ".json", ".csv", ".thm")
 # Thumbnails, deleted and foreign files, as NAS, Windows, macOS and disks call
 # them where they do not hide them.
 _SYSTEM_FOLDERS = (
@@ -348,15 +349,17 @@ def _matches(pattern):
         matches = list(root.glob(os.path.join(*wild)))
     except ValueError as error:
         raise UserError(f"{printable(pattern)}: {error}") from None
-    hidden = any(part.startswith(".") for part in wild)
+
+    def is_hidden(part):
+        system = os.fsencode(part).lower() in _SYSTEM_FOLDERS
+        return system or part.startswith(".")
+
+    hidden = any(map(is_hidden, wild))
     return sorted(
         (
             os.fsencode(match)
             for match in matches
-            if hidden
-            or not any(
-                part.startswith(".") for part in match.relative_to(root).parts
-            )
+            if hidden or not any(map(is_hidden, match.relative_to(root).parts))
         ),
         key=lambda match: match.split(os.fsencode(os.sep)),
     )
@@ -473,7 +476,7 @@ def _why_no_image(path, status):
     is_file = status is not None and stat.S_ISREG(status.st_mode)
     if extension not in IMAGE_EXTENSIONS and not (
         is_file
-        and extension not in _TEXT_EXTENSIONS
+        and extension not in _SIDECAR_EXTENSIONS
         and _begins_like_image(path)
     ):
         return NO_IMAGE
