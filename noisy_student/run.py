@@ -260,7 +260,8 @@ def check_settings(config):
                 "labeled images: leave out one, or take the recipe's away "
                 "with --dataset="
             )
-    _check_apart(config)
+    if config.mode not in ("evaluate", "predict", "embed", "export"):
+        _check_apart(config)
     for variant in (config.variant, *config.student_variants()):
         size = training_image_size(config, variant)
         if config.crop == "padded" and config.crop_padding >= size:
