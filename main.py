@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noisy Student Training from the command line: `python main.py --help`."""
 
+import errno
 import logging
 import os
 import signal
 import sys
+import sysconfig
 
 from noisy_student import command_line
 from noisy_student import startup
@@ -55,15 +57,30 @@ def run(argv):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if not error.filename:
+        if not error.filename or _is_installed(error.filename):
             raise
+        way_out = "nothing that was finished is lost, and the same command"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            way_out = "change its permissions, or give another path"
+        elif error.errno == errno.ENOENT:
+            way_out = f"bring it back; {way_out} goes on"
+        else:
+            way_out += " goes on"
         print(
-            f"error: {error.filename}: {error.strerror}; nothing that was "
-            "finished is lost, and the same command goes on",
+            f"error: {error.filename}: {error.strerror or error}; {way_out}",
             file=sys.stderr,
         )
         return 2
     return 0
+
+
+def _is_installed(path):
+    """Whether a file is part of Python or a package: none of the user's."""
+    path = os.path.abspath(os.fspath(path))
+    return any(
+        path.startswith(os.path.join(sysconfig.get_paths()[name], ""))
+        for name in ("stdlib", "platlib", "purelib")
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@
 part of the schedule, and in nothing else.
 """
 
+import dataclasses
+
 import keras
 
 from noisy_student.batches import batch_sizes
+from noisy_student.data.sources import some
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import import_weights
@@ -18,6 +21,7 @@ from noisy_student.training import distribution
 from noisy_student.training import schedules
 from noisy_student.training import trainer
 from noisy_student.training.online_teacher import OnlineTeacher
+from noisy_student.workdir import classes_of
 
 NOISY_LAYERS = {
     "dropout": stochastic_depth.Dropout,
@@ -70,10 +74,60 @@ def first_network(run, phase, iteration):
             path = workdir.model(iteration - 1)
     if path is None:
         return network, None
-    return network, import_weights.load(network, path, replace_head=True)
+    return network, load_weights(
+        run,
+        network,
+        path,
+        as_it_is=phase == "teach" and not config.train_teacher,
+    )
 
 
-def make_trainable(run, phase, iteration, *, num_labeled):
+def load_weights(run, network, path, *, as_it_is):
+    """Set the weights of a network from a file.
+
+    The last layer stays new if it would belong to other classes.
+
+    Args:
+        run: The `Run`.
+        network: The `keras.Model`.
+        path: As in `import_weights.load`.
+        as_it_is: Whether nothing will train it: then other classes are refused.
+
+    Returns:
+        `import_weights.Loaded`.
+    """
+    theirs = classes_of(path)
+    is_other = bool(theirs) and theirs != tuple(run.class_names)
+    if is_other and as_it_is:
+        raise UserError(
+            f"{path} has the classes {some(theirs)}, and this run "
+            f"{some(run.class_names)}: train it on these (without "
+            "--notrain_teacher), or give weights with the same classes"
+        )
+    head = network.get_layer("predictions")
+    fresh = head.get_weights()
+    loaded = import_weights.load(network, path, replace_head=not as_it_is)
+    if is_other and not loaded.head_replaced:
+        head.set_weights(fresh)
+        loaded = dataclasses.replace(
+            loaded,
+            num_tensors=loaded.num_tensors - len(fresh),
+            head_replaced=True,
+        )
+    return loaded
+
+
+def begin_network(run, phase, iteration):
+    """`first_network` on the devices of the run, its fresh weights seeded.
+
+    It can be made before any image is decoded, for weights may not fit.
+    """
+    keras.utils.set_random_seed(run.seed(f"network of {phase}", iteration))
+    with run.strategy.scope():
+        return first_network(run, phase, iteration)
+
+
+def make_trainable(run, phase, iteration, *, num_labeled, begun=None):
     """The network of an iteration, compiled on the devices of the run.
 
     Args:
@@ -81,22 +135,23 @@ def make_trainable(run, phase, iteration, *, num_labeled):
         phase: `teach`, `distill` or `finetune`.
         iteration: 0 for the teacher.
         num_labeled: Labeled images in the set, for the length of an epoch.
+        begun: Of `begin_network`; made now if it is None.
 
     Returns:
         Pair of a compiled `AveragedModel` and, as `first_network`, where its
         weights come from.
     """
     config = run.config
-    keras.utils.set_random_seed(run.seed(f"network of {phase}", iteration))
+    network, loaded = begun or begin_network(run, phase, iteration)
     # Of what one device computes at once.
     labeled, unlabeled = (
         size // run.num_replicas // config.accumulation_steps
         for size in batch_sizes(run, phase, iteration)
     )
     with run.strategy.scope():
-        network, loaded = first_network(run, phase, iteration)
         direct_noise(config, phase, network, labeled, unlabeled)
         if phase == "finetune":
+            check_frozen_blocks(config, iteration)
             _freeze(network, config.frozen_blocks)
         forward = None
         if config.rematerialize:
@@ -143,6 +198,20 @@ def load_teacher(run, iteration):
     return network
 
 
+def check_frozen_blocks(config, iteration):
+    """Refuse to freeze more blocks than the network of an iteration has."""
+    scale = efficientnet.VARIANTS[config.variant_of(iteration)]
+    stages = efficientnet.scaled_stages(
+        config.width or scale.width, config.depth or scale.depth
+    )
+    blocks = sum(stage.repeats for stage in stages)
+    if (config.frozen_blocks or 0) > blocks:
+        raise UserError(
+            f"--frozen_blocks={config.frozen_blocks}, but the network has "
+            f"{blocks} blocks: give less"
+        )
+
+
 def _freeze(network, frozen_blocks):
     """Leave the stem and the first blocks as they are.
 
@@ -152,11 +221,6 @@ def _freeze(network, frozen_blocks):
     """
     blocks = efficientnet.blocks_of(network)
     count = len(blocks) // 2 if frozen_blocks is None else frozen_blocks
-    if count > len(blocks):
-        raise UserError(
-            f"--frozen_blocks={count}, but the network has {len(blocks)} "
-            "blocks: give less"
-        )
     if count < 0:
         return
     for layers in (efficientnet.stem_of(network), *blocks[:count]):

@@ -50,6 +50,25 @@ IMAGES = {
     for kind in ("dir", "tfrecords")
 }
 
+# What a run leaves when a step was trained or an image labeled.
+PRODUCTS = (
+    "iteration_*/*.keras",
+    "iteration_*/checkpoints/*.npz",
+    "iteration_*/finetune/checkpoints/*.npz",
+    "iteration_*/labels/probs-*.npy",
+)
+
+
+def made_anything(workdir):
+    """Whether a step was trained or an image labeled in a workdir.
+
+    Until then nothing depends on its settings and classes.
+
+    Args:
+        workdir: `pathlib.Path`.
+    """
+    return any(any(workdir.glob(pattern)) for pattern in PRODUCTS)
+
 
 def check_same(workdir, old, new):
     """Refuse settings that contradict what a workdir was made with.
@@ -64,8 +83,8 @@ def check_same(workdir, old, new):
     Raises:
         UserError: Naming the first setting that differs and may not.
     """
-    if not any(workdir.glob("iteration_*")):
-        return  # nothing was made: a first command that failed may be mended
+    if not made_anything(workdir):
+        return  # a first command that failed may be corrected
     for field in dataclasses.fields(Config):
         name = field.name
         before, now = getattr(old, name), getattr(new, name)
@@ -93,7 +112,7 @@ def check_same_images(workdir, old, new, known, sources):
     Raises:
         UserError: Naming the flag that gives others.
     """
-    if not any(workdir.glob("iteration_*")):
+    if not made_anything(workdir):
         return
     for field in dataclasses.fields(Config):
         name = field.name
@@ -130,8 +149,28 @@ def _contradiction(workdir, name, before, now):
     return UserError(
         f"{workdir} was made with {_flag(name, before, now)}, not "
         f"{_flag(name, now, before)}: use another --workdir, or leave out "
-        "the flag to go on with that run"
+        f"the flag to go on with that run{_more(workdir, name, before)}"
     )
+
+
+def _more(workdir, name, before):
+    """How to get more of a run whose training has its length."""
+    if name == "students":
+        return (
+            "; more students come after those that there are: "
+            f"--students={before},b0"
+        )
+    models = [
+        (int(path.parent.name.removeprefix("iteration_")), path)
+        for path in workdir.glob("iteration_*/model.keras")
+        if path.parent.name.removeprefix("iteration_").isdigit()
+    ]
+    if name in ("epochs", "train_steps") and models:
+        return (
+            "; to train its model further, give the other --workdir "
+            f"--init_from={max(models)[1]}"
+        )
+    return ""
 
 
 def _flag(name, value, other):

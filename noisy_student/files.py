@@ -25,8 +25,15 @@ LOCK = ".lock"  # in a folder that has an owner
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # Folders that this process owns, and the descriptors of their locks.
 _owned = {}
-# What keeps a file from being read, whatever is in it.
-UNREADABLE = (FileNotFoundError, PermissionError, MemoryError)
+# What a file system says when it cannot read, whatever is in the file.
+NOT_READABLE = tuple(
+    getattr(errno, name)
+    for name in (
+        "EIO", "EMFILE", "ENFILE", "ENODEV", "ENOMEM", "ENOTCONN", "ENXIO",
+        "ESTALE", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
 # How file systems say that they have no locks, or flush no folders.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -267,6 +274,36 @@ def read_json(path, is_whole, way_out):
         if is_whole(value):
             return value
     raise UserError(f"{path} is damaged: {way_out}")
+
+
+def is_damage(error):
+    """Whether an error while a file was read speaks of what is in it.
+
+    Readers of zip files, JSON, HDF5 and array headers raise whatever they like
+    at wrong bytes. A file that is gone or may not be read, a drive that does
+    not answer, memory that is short or a sentence of our own is no damage:
+    nobody should be told to delete that file.
+
+    Args:
+        error: An `Exception`.
+    """
+    if isinstance(error, OSError):
+        own = (FileNotFoundError, PermissionError, IsADirectoryError)
+        return not isinstance(error, own) and error.errno not in NOT_READABLE
+    # TensorFlow's, such as of a device that is full, know of no file of ours.
+    of_tensorflow = any(
+        kind.__module__.startswith("tensorflow.")
+        for kind in type(error).__mro__
+    )
+    return not (isinstance(error, UserError | MemoryError) or of_tensorflow)
+
+
+def free_disk(path):
+    """Bytes free where a folder is, or will be."""
+    path = pathlib.Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def csv_cell(value):

@@ -22,6 +22,7 @@ from noisy_student.run import Run
 from noisy_student.run import check_settings
 from noisy_student.training import distribution
 from noisy_student.workdir import Workdir
+from noisy_student.workdir import classes_of
 
 # ImageNet's, which the weights that are released have.
 RELEASED_CLASSES = 1000
@@ -57,6 +58,10 @@ def open_finished(config):
     run = Run(config, workdir, strategy, None, None, None, classes)
     has_flags = (workdir.path / RUN_FLAGS).exists()
     if config.init_from and not has_flags:
+        import_weights.check_there(config.init_from)
+        names = classes_of(config.init_from)
+        if names:
+            return dataclasses.replace(run, known_classes=names), None
         return _without_names(run, config.num_classes or RELEASED_CLASSES), None
     iteration = prerequisites.choose_model(
         run, None, PURPOSES.get(config.mode, config.mode)
@@ -98,12 +103,6 @@ def load_finished(run, iteration):
             "numbers"
         )
         run = _without_names(run, num_classes)
-    if run.num_classes != num_classes:
-        raise UserError(
-            f"{run.workdir.model(iteration)} knows {num_classes} classes, but "
-            f"{run.workdir} names {run.num_classes}: copy the "
-            "folder of the run again"
-        )
     return network, run
 
 

@@ -25,17 +25,18 @@ def train(run, iteration):
     workdir = run.workdir
     phase = "distill" if iteration else "teach"
     path = workdir.trained_model(iteration)
-    if prerequisites.is_trained(run, iteration):
+    if workdir.is_done(phase, iteration):
         role = console.role(iteration).capitalize()
         print(f"{role} is trained already: {path}")
         return
     labels = None
+    if iteration:
+        prerequisites.check_unlabeled(run)
     if iteration and run.config.online_teacher:
         prerequisites.check_model(run, iteration - 1, "learn from")
         prerequisites.check_better_than_guessing(run, iteration - 1)
     elif iteration:
         labels = prerequisites.finished_labels(run, iteration)
-    run.begin()
     num_unlabeled = 0
     if iteration:
         num_unlabeled = (
@@ -49,11 +50,10 @@ def finetune(run, iteration):
     workdir = run.workdir
     prerequisites.begin_finetuning(run, iteration)
     path = workdir.finetuned_model(iteration)
-    if workdir.find_result("finetune", iteration) and path.exists():
+    if workdir.is_done("finetune", iteration):
         role = console.role(iteration).capitalize()
         print(f"{role} is finetuned already: {path}")
         return
-    run.begin()
     _fit(run, "finetune", iteration, path)
 
 
@@ -61,6 +61,12 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
     """Train from where a stopped run was, save the averages, evaluate."""
     config, workdir = run.config, run.workdir
     started = time.monotonic()
+    begun = None
+    if not path.exists():
+        keras.backend.clear_session()
+        begun = assembly.begin_network(run, phase, iteration)
+    # Not before the weights fit: what failed is not remembered.
+    run.begin()
     skipped = skipping.unusable(run, "labeled")
     skipped_unlabeled = ()
     if phase == "distill" and config.online_teacher:
@@ -94,10 +100,9 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
     directory = workdir.iteration(iteration)
     if finetunes:
         directory = workdir.finetuning(iteration)
-    if not path.exists():
-        keras.backend.clear_session()
+    if begun:
         model, loaded = assembly.make_trainable(
-            run, phase, iteration, num_labeled=num_labeled
+            run, phase, iteration, num_labeled=num_labeled, begun=begun
         )
         console.print_loaded(loaded)
         if steps:

@@ -31,6 +31,7 @@ from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
 from noisy_student.reporting import console
 from noisy_student.reporting import selection_summary
+from noisy_student.run import READS
 from noisy_student.run import open_run
 from noisy_student.training import distribution
 
@@ -76,9 +77,8 @@ def run_mode(config):
 def data_summary(run):
     """What a run learns from, in a few lines of text."""
     return console.data_summary(
-        run.labeled,
-        run.unlabeled,
-        run.evaluation,
+        run.class_names,
+        {role: getattr(run, role) for role in READS[run.config.mode]},
         batch_size=run.config.batch_size,
         unlabeled_batch_size=run.unlabeled_batch_size(1),
     )
@@ -87,14 +87,14 @@ def data_summary(run):
 def iterate(run):
     """Teach, then label and distill for each student; end with a table."""
     config = run.config
-    if run.last_iteration:
+    left = run.phases_left()
+    if {"label", "distill"} & {phase for phase, _ in left}:
         prerequisites.check_unlabeled(run)
     teach(run)
     for iteration in range(1, run.last_iteration + 1):
-        if not (
-            config.online_teacher
-            or prerequisites.has_learned_otherwise(run, iteration)
-        ):
+        if run.unlabeled:  # told what has changed since it learned
+            prerequisites.has_learned_otherwise(run, iteration)
+        if ("label", iteration) in left:
             label(run, iteration)
         distill(run, iteration)
         if config.finetune:
@@ -113,9 +113,12 @@ def teach(run):
 
 def label(run, iteration=None):
     """Let the teacher label every unlabeled image, then filter and balance."""
-    prerequisites.check_unlabeled(run)
     prerequisites.check_stored_labels(run)
     iteration = prerequisites.choose_iteration(run, iteration, "label")
+    if run.unlabeled is None and run.workdir.is_done("label", iteration):
+        print("  all labeled and selected already")
+        return
+    prerequisites.check_unlabeled(run)
     teacher = iteration - 1
     prerequisites.check_model(run, teacher, "label with")
     prerequisites.check_better_than_guessing(run, teacher)
@@ -160,7 +163,6 @@ def select(run, iteration=None):
 
 
 def _select(run, iteration):
-    prerequisites.check_unlabeled(run)
     iteration = prerequisites.choose_iteration(run, iteration, "select")
     labels = run.label_store(iteration)
     prerequisites.check_complete(run, iteration)
@@ -216,7 +218,6 @@ def _select(run, iteration):
 
 def distill(run, iteration=None):
     """Train the next student, noised, on labeled + pseudo-labeled images."""
-    prerequisites.check_unlabeled(run)
     iteration = prerequisites.choose_iteration(run, iteration, "distill")
     learning.train(run, iteration)
     showing.refresh(run)

@@ -5,15 +5,16 @@ Nothing is built or trained, and the images need not be here: sizes of the
 paper's data sets are known, and `--num_unlabeled` stands for a pile to come.
 """
 
-import pathlib
-import shutil
+import os
 
 import tensorflow as tf
 
 from noisy_student import assembly
 from noisy_student import batches
+from noisy_student.data import sources
 from noisy_student.data import tfds_source
 from noisy_student.errors import UserError
+from noisy_student.files import free_disk
 from noisy_student.models import accounting
 from noisy_student.pseudo_labels.rows import bytes_per_image
 from noisy_student.reporting.needs import Images
@@ -93,7 +94,7 @@ def make_plan(config):
         device=device.upper(),
         num_devices=config.plan_devices or num_devices,
         device_memory=memory,
-        free_disk=_free_disk(run.workdir.path),
+        free_disk=free_disk(run.workdir.path),
     )
 
 
@@ -170,6 +171,9 @@ def _images(config, role, class_names=None):
         if known:
             name = f"{config.dataset} {split}"
             return Images(name, known[0], here=False), known[1]
+    recorded = error and _recorded(config, role)
+    if recorded and not (role == "unlabeled" and config.num_unlabeled):
+        return recorded
     if role == "unlabeled" and (error or config.num_unlabeled):
         name = config.unlabeled_tfrecords or config.unlabeled_dir
         return Images(
@@ -180,15 +184,24 @@ def _images(config, role, class_names=None):
     return None, None
 
 
+def _recorded(config, role):
+    """What a run knows of its images that are not here now, or None."""
+    data = Workdir(config.workdir).data()
+    known = data.get({"eval": "evaluation"}.get(role, role))
+    directory = getattr(config, f"{role}_dir")
+    name = directory or getattr(config, f"{role}_tfrecords")
+    if not known or not name or known["name"] != sources.printable(name):
+        return None
+    if directory and os.path.exists(os.path.expanduser(directory)):
+        return None  # it is there, and something else is wrong
+    names = () if role == "unlabeled" else tuple(data["classes"])
+    images = Images(
+        known["name"], known["num_images"], here=False, class_names=names
+    )
+    return images, len(names) or None
+
+
 def _device(strategy):
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return "tpu"
     return "gpu" if tf.config.get_visible_devices("GPU") else "cpu"
-
-
-def _free_disk(path):
-    """Bytes free where a folder is, or will be."""
-    path = pathlib.Path(path).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

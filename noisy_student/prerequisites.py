@@ -6,21 +6,30 @@ missing, and the command that makes it.
 """
 
 import math
+import os
 import shlex
 import zipfile
 
 import numpy as np
+import tensorflow as tf
 
+from noisy_student import assembly
+from noisy_student.data import sources
 from noisy_student.errors import UserError
 from noisy_student.evaluation import accuracy
 from noisy_student.evaluation import predictions
+from noisy_student.files import free_disk
 from noisy_student.files import read_json
 from noisy_student.files import write_json
+from noisy_student.models import import_weights
+from noisy_student.pseudo_labels.rows import bytes_per_image
 from noisy_student.pseudo_labels.store import LabelStore
+from noisy_student.pseudo_labels.store import recorded_sizes
 from noisy_student.reporting import console
 
 # The sha256 of `model.keras`, beside the settings.
 FINETUNED_OF = "finetuned_of"
+TRAINING = ("teach", "distill", "finetune")
 # What decides a finetuning, beside the model and the pixels.
 FINETUNE_SETTINGS = (
     "batch_size",
@@ -60,6 +69,68 @@ def choose_model(run, iteration, mode):
     if not (mode == "finetune" and iteration == 0 and run.config.init_from):
         check_model(run, iteration, mode)
     return iteration
+
+
+def check_ahead(run, left):
+    """Refuse at once what a phase would refuse after hours.
+
+    Args:
+        run: The `Run` with its images.
+        left: Of `Run.phases_left`: what is still to do.
+
+    Raises:
+        UserError: For weights that are not there, a schedule that is
+            impossible, or labels, a selection or a disk that do not fit.
+    """
+    config, workdir = run.config, run.workdir
+    trained = [(phase, k) for phase, k in left if phase in TRAINING]
+    for phase, k in trained:
+        begins = phase == "teach" or not workdir.has_model(k)
+        if config.init_from and not k and begins:
+            import_weights.check_there(config.init_from)
+        if config.student_init_from and phase == "distill":
+            import_weights.check_there(config.student_init_from)
+        if phase == "finetune":
+            assembly.check_frozen_blocks(config, k)
+        if run.labeled:
+            count = run.labeled.num_examples
+            assembly.make_schedule(config, phase, count)
+    if trained and run.evaluation:
+        _check_evaluation_labels(run)
+    size = 0
+    for k in (k for phase, k in left if phase == "label"):
+        labels = run.label_store(k)
+        missing = labels.missing_shards()
+        made = len(missing) < len(labels.shard_sizes)
+        if made and not workdir.has_model(k - 1):
+            raise UserError(
+                f"the labels in {labels.directory} are of a teacher that is "
+                "not here: delete that folder to label again, or use another "
+                "--workdir"
+            )
+        images = sum(labels.shard_sizes[shard] for shard in missing)
+        size += images * bytes_per_image(run.num_classes, config.label_top_k)
+    free = free_disk(workdir.path)
+    if size > free:
+        raise UserError(
+            f"the labels need {size / 1e9:.1f} GB, and {workdir} has "
+            f"{free / 1e9:.1f} GB left: make room, use another --workdir, or "
+            "store less of each label with --label_top_k=10"
+        )
+    if config.selection_from and {"label", "select"} & {p for p, _ in left}:
+        fingerprint = run.unlabeled and run.unlabeled.fingerprint
+        check_other_selection(run, fingerprint)
+
+
+def _check_evaluation_labels(run):
+    """Read the labels of evaluation images that no phase has read yet."""
+    known = run.workdir.data().get("evaluation") or {}
+    if known.get("fingerprint") == run.evaluation.fingerprint:
+        return
+    try:
+        sources.images_per_class(run.evaluation)
+    except tf.errors.OpError as error:
+        raise (sources.read_error(error) or error) from None
 
 
 def begin_finetuning(run, iteration):
@@ -104,15 +175,6 @@ def has_begun(run, iteration):
     return begun or run.workdir.has_model(iteration)
 
 
-def is_trained(run, iteration):
-    """Whether the training of a model has ended."""
-    phase = "distill" if iteration else "teach"
-    return (
-        run.workdir.find_result(phase, iteration) is not None
-        and run.workdir.trained_model(iteration).exists()
-    )
-
-
 def has_learned_otherwise(run, iteration):
     """Whether a finished student has labels that would be others now.
 
@@ -120,7 +182,8 @@ def has_learned_otherwise(run, iteration):
     nothing that is finished; this is told in a line.
     """
     labels = run.label_store(iteration)
-    has_both = is_trained(run, iteration) and run.workdir.has_model(
+    workdir = run.workdir
+    has_both = workdir.is_done("distill", iteration) and workdir.has_model(
         iteration - 1
     )
     if not (has_both and labels.manifest_path.exists()):
@@ -233,11 +296,14 @@ def _why_at_chance(run, iteration, record):
 
 def _answers(run, iteration):
     """Labels and answers for the images that a model was measured on."""
-    if run.evaluation is None:
+    # Who labels need not have the images on which the teacher was measured.
+    known = run.workdir.data().get("evaluation") or {}
+    source = run.evaluation
+    fingerprint = source.fingerprint if source else known.get("fingerprint")
+    if fingerprint is None:
         return None
-    path = predictions.path_of(
-        run.workdir.model_folder(iteration), run.evaluation.fingerprint
-    )
+    folder = run.workdir.model_folder(iteration)
+    path = predictions.path_of(folder, fingerprint)
     try:
         found = predictions.load(path)
     except (OSError, ValueError, LookupError, zipfile.BadZipFile):
@@ -247,9 +313,22 @@ def _answers(run, iteration):
 
 
 def check_complete(run, iteration):
-    """Refuse to go on while shards are not labeled."""
-    if run.label_store(iteration).missing_shards():
+    """Refuse to go on while shards are not labeled, or with other classes."""
+    labels = run.label_store(iteration)
+    if not labels.shard_sizes or labels.missing_shards():
         _raise_missing_labels(run, iteration)
+    check_label_classes(run, labels)
+
+
+def check_label_classes(run, labels):
+    """Refuse labels of other classes than the run has."""
+    classes = labels.manifest().get("classes")
+    if classes is not None and tuple(classes) != run.class_names:
+        raise UserError(
+            f"the labels in {labels.directory} are of other classes than those "
+            f"of {run.workdir}: label again in another --workdir, or give the "
+            "labels of a run with the same classes"
+        )
 
 
 def _raise_missing_labels(run, iteration):
@@ -333,24 +412,38 @@ def other_selection(run, labels, confidence):
     Returns:
         uint32 `(N,)`, 0 where there is no label now.
     """
-    directory = run.config.selection_from
-    other = LabelStore(directory, labels.shard_sizes, labels.num_classes)
-    if other.read_selection() is None:
+    other = check_other_selection(
+        run, labels.manifest()["source"]["fingerprint"]
+    )
+    copies = other.copies()
+    copies[np.isnan(confidence)] = 0
+    return copies
+
+
+def check_other_selection(run, fingerprint=None):
+    """The labels at `--selection_from`, if they can be selected from.
+
+    Args:
+        run: The `Run`.
+        fingerprint: Of its unlabeled images; None if they are not known.
+    """
+    directory = os.path.expanduser(run.config.selection_from)
+    sizes = recorded_sizes(directory)
+    other = LabelStore(directory, sizes, run.num_classes)
+    if not sizes or other.read_selection() is None:
         raise UserError(
             f"--selection_from={directory} holds no selection: give the "
             "labels folder of a run that has labeled"
         )
-    sources = [
-        store.manifest()["source"]["fingerprint"] for store in (labels, other)
-    ]
-    if sources[0] != sources[1]:
+    check_label_classes(run, other)
+    if fingerprint not in (None, other.manifest()["source"]["fingerprint"]):
         raise UserError(
             f"--selection_from={directory} is a selection of other images "
             "than those of this run: give one of the same unlabeled images"
         )
-    copies = other.copies()
-    copies[np.isnan(confidence)] = 0
-    return copies
+    for shard in range(len(sizes)):
+        other.read_copies(shard)
+    return other
 
 
 def manifest(run, iteration):

@@ -9,6 +9,7 @@ from noisy_student.errors import UserError
 from noisy_student.files import write_atomically
 from noisy_student.reporting import contact_sheet
 from noisy_student.reporting import pictures
+from noisy_student.run import ROLES
 from noisy_student.run import Run
 from noisy_student.run import check_settings
 from noisy_student.run import open_source
@@ -28,19 +29,13 @@ def preview(config):
         UserError: If there are no images, or none can be decoded.
     """
     check_settings(config)
-    labeled = open_source(config, "labeled")
-    unlabeled = None if labeled else open_source(config, "unlabeled")
-    if not (labeled or unlabeled):
-        raise UserError(
-            "there are no images to preview the noise on: give "
-            "--labeled_dir=DIR, --unlabeled_dir=DIR or --dataset=NAME"
-        )
     workdir = Workdir(config.workdir)
-    run = Run(config, workdir, None, labeled, unlabeled, None)
+    source = _first_source(config)
+    run = Run(config, workdir, None, source, None, None)
     shown = samples(run)
     if not shown:
         raise UserError(
-            f"no image of {(labeled or unlabeled).name} that was tried can be "
+            f"no image of {source.name} that was tried can be "
             "decoded: give others with --labeled_dir=DIR"
         )
     sheet = contact_sheet.draw(
@@ -53,6 +48,27 @@ def preview(config):
     # No lock, for it depends on nothing that a run writes.
     write_atomically(path, lambda file: file.write(sheet))
     print(f"Preview: {path}")
+
+
+def _first_source(config):
+    """The first images of a run that are here."""
+    errors = []
+    for prefix in ROLES.values():
+        try:
+            source = open_source(config, prefix)
+        except UserError as error:
+            errors.append(error)
+            continue
+        if source:
+            for error in errors:
+                print(f"  warning: {error}; {source.name} is shown instead")
+            return source
+    if errors:
+        raise errors[0]
+    raise UserError(
+        "there are no images to preview the noise on: give "
+        "--labeled_dir=DIR, --unlabeled_dir=DIR or --dataset=NAME"
+    )
 
 
 # A run makes its report many times, and the noise stays the same.

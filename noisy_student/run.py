@@ -15,12 +15,14 @@ from fractions import Fraction
 import keras
 import tensorflow as tf
 
+from noisy_student import prerequisites
 from noisy_student.command_line import RUN_FLAGS
 from noisy_student.command_line import recorded_settings
 from noisy_student.command_line import write_run_flags
 from noisy_student.config import Config
 from noisy_student.contradictions import check_same
 from noisy_student.contradictions import check_same_images
+from noisy_student.contradictions import made_anything
 from noisy_student.data import folder_sources
 from noisy_student.data import imagenet_folders
 from noisy_student.data import imagenet_source
@@ -30,10 +32,35 @@ from noisy_student.data import tfrecord_source
 from noisy_student.data.sources import Source
 from noisy_student.data.tfrecord_source import FileIndex
 from noisy_student.errors import UserError
+from noisy_student.models import import_weights
 from noisy_student.models.efficientnet import VARIANTS
 from noisy_student.pseudo_labels.store import LabelStore
+from noisy_student.pseudo_labels.store import recorded_sizes
 from noisy_student.training import distribution
 from noisy_student.workdir import Workdir
+from noisy_student.workdir import classes_of
+
+ROLES = {"labeled": "labeled", "unlabeled": "unlabeled", "evaluation": "eval"}
+
+# Which images a mode reads. Without those that it needs it cannot begin.
+# Evaluation images that training has recorded before may be gone by now: it
+# goes on without them. What is not listed is not opened. `iterate` reads what
+# the phases read that are left to do.
+NEEDED, WANTED = "needed", "wanted"
+READS = {
+    "iterate": {"labeled": WANTED, "unlabeled": WANTED, "evaluation": WANTED},
+    "teach": {"labeled": NEEDED, "evaluation": WANTED},
+    # Evaluation images that are among the unlabeled ones are left out.
+    "label": {"unlabeled": NEEDED, "evaluation": WANTED},
+    "select": {},
+    "distill": {
+        "labeled": NEEDED,
+        "unlabeled": NEEDED,
+        "evaluation": WANTED,
+    },
+    "finetune": {"labeled": NEEDED, "evaluation": WANTED},
+    "evaluate": {"evaluation": NEEDED},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +71,12 @@ class Run:
         config: The `Config`.
         workdir: The `Workdir`.
         strategy: The `tf.distribute.Strategy`.
-        labeled: `Source` of labeled images; None while weights are evaluated
-            that nothing was trained for.
-        unlabeled: `Source` of unlabeled images, or None.
-        evaluation: `Source` of the evaluation images, or None.
-        known_classes: Names of the classes, while a finished model is used
-            and no source is open.
+        labeled: `Source` of labeled images; None if there are none, or the
+            mode does not read them.
+        unlabeled: `Source` of unlabeled images, likewise.
+        evaluation: `Source` of the evaluation images, likewise.
+        known_classes: Names of the classes that the models of the run have;
+            empty before anything was made.
         index: `FileIndex` of the record files that were opened.
     """
 
@@ -64,14 +91,15 @@ class Run:
 
     @property
     def class_names(self):
+        if self.known_classes:
+            return self.known_classes
         source = self.labeled or self.evaluation
-        return source.class_names if source else self.known_classes
+        return source.class_names if source else ()
 
     @property
     def sources(self):
         """Dict of each role in `data.json` to its `Source`, or None."""
-        roles = ("labeled", "unlabeled", "evaluation")
-        return {role: getattr(self, role) for role in roles}
+        return {role: getattr(self, role) for role in ROLES}
 
     @property
     def num_classes(self):
@@ -95,6 +123,38 @@ class Run:
     def last_iteration(self):
         return len(self.config.student_variants())
 
+    def phases(self):
+        """Pairs (phase, iteration) of the whole loop, in order."""
+        config = self.config
+        phases = [("teach", 0)]
+        for k in range(1, self.last_iteration + 1):
+            phases += [("label", k)] if not config.online_teacher else []
+            phases += [("distill", k)]
+            phases += [("finetune", k)] if config.finetune else []
+        return phases
+
+    def phases_left(self):
+        """Those of them that this command has still to do."""
+        mode, done = self.config.mode, self.workdir.is_done
+        if mode == "iterate":
+            phases = self.phases()
+        elif mode == "teach":
+            phases = [("teach", 0)]
+        elif mode in ("label", "distill"):
+            k = prerequisites.choose_iteration(self, None, mode)
+            phases = [(mode, k)]
+        elif mode == "finetune":
+            k = prerequisites.choose_model(self, None, mode)
+            phases = [(mode, k)]
+        else:
+            return [(mode, None)]
+        return [
+            (phase, k)
+            for phase, k in phases
+            # Nobody needs the labels of a student that has learned from them.
+            if not (done(phase, k) or (phase == "label" and done("distill", k)))
+        ]
+
     def image_size(self, iteration):
         """Pixels that the model of an iteration is trained at."""
         config, variant = self.config, self.config.variant_of(iteration)
@@ -109,9 +169,12 @@ class Run:
         return self.config.image_size or VARIANTS[variant].image_size
 
     def label_store(self, iteration):
+        directory = self.workdir.labels(iteration)
+        source = self.unlabeled
         return LabelStore(
-            self.workdir.labels(iteration),
-            self.unlabeled.shard_sizes,
+            directory,
+            # What is labeled can be selected from without the images.
+            source.shard_sizes if source else recorded_sizes(directory),
             self.num_classes,
             self.config.label_top_k,
         )
@@ -131,7 +194,7 @@ class Run:
     def _check_images(self):
         """Refuse to go on with a run on other images than it began with."""
         known = self.workdir.data()
-        if not any(self.workdir.path.glob("iteration_*")):
+        if not made_anything(self.workdir.path):
             return
         for role in ("labeled", "evaluation"):
             before, source = known.get(role), getattr(self, role)
@@ -184,7 +247,7 @@ def open_run(config):
     """Find the devices and the data, and check that they fit together.
 
     Args:
-        config: A `Config`.
+        config: A `Config`; `mode` decides which images are opened (`READS`).
 
     Returns:
         A `Run`. Nothing has been written yet.
@@ -201,29 +264,17 @@ def open_run(config):
     strategy = distribution.make_strategy(
         config.distribution, config.cpu_devices
     )
-    index = file_index(config)
-    labeled = open_source(config, "labeled", index=index)
-    evaluation = open_source(
-        config, "eval", labeled.class_names if labeled else None, index
-    )
-    if labeled is None and (config.mode != "evaluate" or evaluation is None):
-        raise UserError(
-            "there are no labeled images: give --labeled_dir=DIR, "
-            "--dataset=NAME or --labeled_tfrecords=GLOB"
-        )
+    workdir = Workdir(config.workdir)
     run = Run(
         config=config,
         workdir=workdir,
         strategy=strategy,
-        labeled=labeled,
-        unlabeled=open_source(config, "unlabeled", index=index),
-        evaluation=evaluation,
-        index=index,
+        labeled=None,
+        unlabeled=None,
+        evaluation=None,
+        known_classes=workdir.class_names(),
+        index=file_index(config),
     )
-    if old:
-        check_same_images(
-            workdir.path, old, config, workdir.data(), run.sources
-        )
     for iteration in range(run.last_iteration + 1):
         distribution.check_divisible(
             run.num_replicas,
@@ -236,7 +287,64 @@ def open_run(config):
     distribution.check_divisible(
         run.num_replicas, evaluation=config.eval_batch_size
     )
+    run = _open_sources(run)
+    if old:
+        check_same_images(
+            workdir.path, old, config, workdir.data(), run.sources
+        )
+    prerequisites.check_ahead(run, run.phases_left())
     return run
+
+
+def _open_sources(run):
+    """The run with the images that its mode reads.
+
+    Raises:
+        UserError: If those that it needs are not there, or have other classes
+            than the models of the run.
+    """
+    config, known = run.config, run.known_classes
+    if config.mode == "evaluate" and config.init_from and not known:
+        # Weights of another run have its classes.
+        import_weights.check_there(config.init_from)
+        known = classes_of(config.init_from)
+        run = dataclasses.replace(run, known_classes=known)
+    left = run.phases_left()
+    # What was done before needs nothing again.
+    reads = dict.fromkeys(READS[config.mode], WANTED)
+    for phase, _ in left:
+        for role, need in READS[phase].items():
+            if need == NEEDED:
+                reads[role] = NEEDED
+    if not known and left:
+        # Then they say which classes there are.
+        reads["labeled"] = WANTED if config.mode == "evaluate" else NEEDED
+    for role, prefix in ROLES.items():
+        if role in reads:
+            source = _open(run, prefix, role, reads[role])
+            run = dataclasses.replace(run, **{role: source})
+    if reads.get("labeled") == NEEDED and run.labeled is None:
+        raise UserError(
+            "there are no labeled images: give --labeled_dir=DIR, "
+            "--dataset=NAME or --labeled_tfrecords=GLOB"
+        )
+    return run
+
+
+def _open(run, prefix, role, need):
+    """A source of a run, its labels numbered as the models number them."""
+    try:
+        source = _open_source(run.config, prefix, run.class_names, run.index)
+        run.index.save()
+    except UserError as error:
+        # Weights of others need the labeled images for no more than the names
+        # of the classes, which the evaluation images have too.
+        known = run.workdir.data().get(role) or run.config.mode == "evaluate"
+        if need == NEEDED or not known:
+            raise
+        print(f"  warning: going on without {role} images: {error}")
+        return None
+    return _fit_classes(source, prefix, run.class_names)
 
 
 def check_settings(config):
@@ -262,14 +370,13 @@ def check_settings(config):
             )
     if config.mode not in ("evaluate", "predict", "embed", "export"):
         _check_apart(config)
-    for variant in (config.variant, *config.student_variants()):
-        size = training_image_size(config, variant)
-        if config.crop == "padded" and config.crop_padding >= size:
-            raise UserError(
-                f"--crop_padding={config.crop_padding} must be smaller than "
-                f"the images of {size} pixels"
-            )
     variants = (config.variant, *config.student_variants())
+    for variant in variants:
+        _check_padding(config, training_image_size(config, variant))
+    if config.crop == "padded" and "crop" in config.noise("finetune"):
+        for variant in variants:
+            size = config.image_size or VARIANTS[variant].image_size
+            _check_padding(config, size)
     if config.warm_start and len(set(variants)) > 1:
         raise UserError(
             f"--warm_start needs teacher and students of one variant, not "
@@ -302,6 +409,14 @@ def _check_apart(config):
         )
 
 
+def _check_padding(config, size):
+    if config.crop == "padded" and config.crop_padding >= size:
+        raise UserError(
+            f"--crop_padding={config.crop_padding} must be smaller than the "
+            f"images of {size} pixels"
+        )
+
+
 def training_image_size(config, variant):
     """Pixels that a variant is trained at."""
     defaults = VARIANTS[variant]
@@ -319,8 +434,9 @@ def open_source(config, role, class_names=None, index=None):
     Args:
         config: A `Config`.
         role: `labeled`, `unlabeled` or `eval`.
-        class_names: Those of the model, for evaluation images: their labels
-            are then numbered as it numbers its classes.
+        class_names: Those of the models that there are. The labels are then
+            numbered as they number their classes; evaluation images may lack
+            some of these.
         index: Of `file_index`, where several sources are opened.
 
     Raises:
@@ -330,9 +446,16 @@ def open_source(config, role, class_names=None, index=None):
     index = index or file_index(config)
     source = _open_source(config, role, class_names, index)
     index.save()
-    if source and class_names:
-        return sources.with_classes(source, class_names)
-    return source
+    return _fit_classes(source, role, class_names)
+
+
+def _fit_classes(source, role, class_names):
+    """A source with the classes of the models that there are, if any."""
+    if source is None or role == "unlabeled" or not class_names:
+        return source
+    if role == "labeled":
+        sources.check_all_classes(source, class_names)
+    return sources.with_classes(source, class_names)
 
 
 def _open_source(config, role, class_names, index):
@@ -351,7 +474,7 @@ def _open_source(config, role, class_names, index):
             labeled=has_labels,
             num_classes=config.num_classes,
             # The evaluation files need not be scanned for their classes.
-            class_names=class_names,
+            class_names=class_names if role == "eval" else None,
             first_label=config.tfrecord_first_label,
             index=index,
         )

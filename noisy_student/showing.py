@@ -5,6 +5,7 @@ Here a `Run` meets `reporting`. No model is loaded: what the models said is in
 the workdir's files.
 """
 
+import dataclasses
 import time
 
 from noisy_student import prerequisites
@@ -18,11 +19,10 @@ from noisy_student.reporting.report import illustrated
 from noisy_student.reporting.report import page
 from noisy_student.reporting.report import sections
 from noisy_student.reporting.report import words
+from noisy_student.run import ROLES
 from noisy_student.run import Run
 from noisy_student.run import open_source
 from noisy_student.workdir import Workdir
-
-ROLES = {"labeled": "labeled", "unlabeled": "unlabeled", "eval": "evaluation"}
 
 
 def refresh(run):
@@ -34,7 +34,10 @@ def refresh(run):
     try:
         # The report is of the run's own images; others may be evaluated too.
         if not (_is_current(run.workdir) or _evaluates_others(run)):
-            write_text(run.workdir.path / "report.html", make_page(run))
+            complete, notes = _with_images(run)
+            write_text(
+                run.workdir.path / "report.html", make_page(complete, notes)
+            )
     except Exception as error:  # a picture is not worth a run
         reason = str(error).partition("\n")[0][:200]
         print(
@@ -78,29 +81,30 @@ def report(config):
             f"there is no run in {workdir} to report on: train a teacher with "
             f"python main.py --mode=teach --workdir={workdir}"
         )
-    run, notes = _open(config)
+    run = Run(config, workdir, None, None, None, None, workdir.class_names())
+    run, notes = _with_images(run)
     path = workdir.path / "report.html"
     # No lock: a run that is at work here writes the same file at its own time.
     write_text(path, make_page(run, notes), mark=".asked")
     print(f"Report: {path}")
 
 
-def _open(config):
+def _with_images(run):
     """(`Run` with the images that are here, sentences on those that are not).
 
     A workdir tells most of its story without them, and may have been copied
     to where they are not.
     """
-    found, notes, labeled = {}, [], None
-    for role, field in ROLES.items():
-        names = labeled.class_names if role == "eval" and labeled else None
-        try:
-            found[field] = open_source(config, role, names)
-        except UserError as error:
-            found[field] = None
-            notes.append(f"No {field} images can be shown: {error}.")
-        labeled = found["labeled"]
-    return Run(config, Workdir(config.workdir), None, **found), notes
+    notes = []
+    for role, prefix in ROLES.items():
+        if getattr(run, role) is None:
+            try:
+                source = open_source(run.config, prefix, run.class_names)
+            except UserError as error:
+                notes.append(f"No {role} images can be shown: {error}.")
+                continue
+            run = dataclasses.replace(run, **{role: source})
+    return run, notes
 
 
 def make_page(run, notes=()):
@@ -171,13 +175,12 @@ def _sizes(run):
 
 def _about(run, models, notes):
     """Title, what the run is made of, and whether it is done."""
-    known = run.labeled or run.evaluation
     parts = []
     if models:
         variants = dict.fromkeys(m["variant"].upper() for m in models)
         parts.append(f"EfficientNet-{', '.join(variants)}")
-    if known:
-        parts.append(words.plural(len(known.class_names), "class"))
+    if run.class_names:
+        parts.append(words.plural(run.num_classes, "class"))
     parts += [
         f"{words.count(size)} {name}"
         for name, size in _sizes(run).items()
@@ -195,13 +198,7 @@ def _state(run, models):
     """A sentence on what is still to come, or None."""
     if any(model["phase"] == "weights" for model in models):
         return None
-    config = run.config
-    phases = [("teach", 0)]
-    for k in range(1, run.last_iteration + 1):
-        phases += [("label", k)] if not config.online_teacher else []
-        phases += [("distill", k)]
-        phases += [("finetune", k)] if config.finetune else []
-    for phase, k in phases:
+    for phase, k in run.phases():
         if run.workdir.find_result(phase, k) is None:
             curves = collect.curves(run.workdir, models, [k])
             return facts.unfinished(phase, k, curves.get(facts.role(k)))

@@ -94,6 +94,12 @@ def _survey(source):
         hashes.append(some_hashes)
 
     found = broken.find(source, decoding.decode, on_batch=on_batch)
+    for position, reason in found.items():
+        if reason == broken.NO_SUCH_FILE:
+            raise UserError(
+                f"{source.example_name(*position)} has vanished: bring it "
+                "back, and the same command goes on"
+            )
     return found, np.concatenate(labels), np.concatenate(hashes)
 
 

@@ -26,9 +26,10 @@ import zipfile
 
 import keras
 
+from noisy_student.contradictions import made_anything
 from noisy_student.errors import UserError
 from noisy_student.files import LOCK
-from noisy_student.files import UNREADABLE
+from noisy_student.files import is_damage
 from noisy_student.files import owned
 from noisy_student.files import read_json
 from noisy_student.files import replacing
@@ -103,7 +104,17 @@ class Workdir:
         """The saved model of an iteration, a `keras.Model`, not compiled."""
         path = self.model(number)
         with _reading(path):
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            network = keras.saving.load_model(
+                path, compile=False, safe_mode=True
+            )
+        names = self.data().get("classes")
+        count = network.output_shape[-1]
+        if names and len(names) != count:
+            raise UserError(
+                f"{path} has {count} classes, but data.json beside it names "
+                f"{len(names)}: copy the folder of the run again"
+            )
+        return network
 
     def newest_model(self):
         """Number of the last iteration with a model, or None."""
@@ -156,6 +167,12 @@ class Workdir:
             "delete it; the next phase makes it again, if the images are there",
         )
 
+    def class_names(self):
+        """Names of the classes of what was made here; () before that."""
+        if not made_anything(self.path):
+            return ()
+        return tuple(self.data().get("classes", ()))
+
     def write_data(self, data):
         """Record what the run learns from, so that models explain themselves.
 
@@ -169,7 +186,7 @@ class Workdir:
         before = self.data()
         if before == data:
             return
-        made = any(self.path.glob("iteration_*"))
+        made = made_anything(self.path)
         if made and before.get("classes", data["classes"]) != data["classes"]:
             raise UserError(
                 f"{self} was made with {_some(before['classes'])} as classes, "
@@ -197,6 +214,14 @@ class Workdir:
             if (record["phase"], record["iteration"]) == (phase, iteration):
                 return record
         return None
+
+    def is_done(self, phase, number):
+        """Whether a phase has ended, and what it makes is there."""
+        made = {
+            "label": self.labels(number) / "selection.json",
+            "finetune": self.finetuned_model(number),
+        }.get(phase, self.trained_model(number))
+        return made.exists() and self.find_result(phase, number) is not None
 
     def append_result(self, record, seconds):
         """Add a record to `results.json`, and its time to `times.json`.
@@ -236,15 +261,36 @@ def _hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def classes_of(path):
+    """Names of the classes of a model that a run made or exported.
+
+    Args:
+        path: Of any file of weights.
+
+    Returns:
+        Tuple of str; () if nothing beside it names them.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    exported = path.with_name("export.json")
+    folder = path.parent.parent
+    if path.suffix != ".keras":
+        return ()
+    if path.parent.name.startswith("iteration_"):
+        return tuple(Workdir(folder).data().get("classes", ()))
+    if exported.exists():
+        facts = read_json(exported, lambda f: f["classes"], "export again")
+        return tuple(facts["classes"])
+    return ()
+
+
 @contextlib.contextmanager
 def _reading(model_path):
     """Name a model that is not what was written."""
     try:
         yield
-    except UNREADABLE:
-        raise
-    # Whatever readers of zip files, JSON, HDF5 and layers make of wrong bytes.
     except Exception as error:
+        if not is_damage(error):
+            raise
         raise UserError(
             f"{model_path} {_why_not(model_path, error)}"
         ) from error
@@ -254,10 +300,18 @@ def _why_not(model_path, error):
     """Why a model cannot be read, and the way out."""
     with contextlib.suppress(Exception), zipfile.ZipFile(model_path) as file:
         version = json.loads(file.read("metadata.json"))["keras_version"]
-        if version != keras.__version__ and file.testzip() is None:
+        json.loads(file.read("config.json"))
+        if file.testzip() is None and "model.weights.h5" in file.namelist():
+            if version != keras.__version__:
+                return (
+                    f"was saved with Keras {version}, which Keras "
+                    f"{keras.__version__} cannot read: install that one, or a "
+                    "newer"
+                )
+            reason = " ".join(str(error).split()).partition(". ")[0][:150]
             return (
-                f"was saved with Keras {version}, which Keras "
-                f"{keras.__version__} cannot read: install that one, or a newer"
+                f"is whole, but no model of this project ({reason}): put back "
+                "the one that was there, or use another --workdir"
             )
     return (
         f"is damaged ({type(error).__name__}): delete it, and the same command "

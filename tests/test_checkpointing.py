@@ -259,6 +259,22 @@ def test_damaged_newest_is_passed_over(small_model, tmp_path, damage):
     assert_same_bits(model, expected)
 
 
+@pytest.mark.parametrize("kind", [PermissionError, MemoryError])
+def test_what_cannot_be_read_now_is_not_passed_over(
+    small_model, tmp_path, monkeypatch, kind
+):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small_model, 1)
+    checkpoints.save(small_model, 2)
+
+    def load(*arguments, **options):
+        raise kind(13, "no")
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(kind):
+        checkpoints.restore(small_model)
+
+
 def test_dying_while_saving_leaves_the_one_before(
     small_model, tmp_path, monkeypatch
 ):

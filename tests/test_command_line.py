@@ -22,6 +22,13 @@ def parse(*arguments):
     return command_line.parse(["main.py", *arguments])
 
 
+def make_model(workdir):
+    """Leave what makes a workdir one that keeps its settings."""
+    path = workdir / "iteration_0" / "model.keras"
+    path.parent.mkdir()
+    path.touch()
+
+
 def test_no_flag_means_the_digits():
     config = parse()
     assert (config.dataset, config.workdir) == ("digits", "runs/digits")
@@ -185,7 +192,7 @@ def made(tmp_path):
     (tmp_path / "run.flags").write_text(
         command_line.write_run_flags(config, "run.flags")
     )
-    (tmp_path / "iteration_0").mkdir()
+    make_model(tmp_path)
     return tmp_path
 
 
@@ -202,6 +209,20 @@ def test_a_flag_that_contradicts_the_workdir_is_named(made):
     # The precision of a model is part of it.
     with pytest.raises(UserError, match="--dtype=float32, not --dtype=bf"):
         parse(f"--workdir={made}", "--dtype=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("flag", "way_out"),
+    [
+        ("--train_steps=999", "--init_from={}/iteration_0/model.keras"),
+        ("--epochs=9", "--init_from={}/iteration_0/model.keras"),
+        ("--students=b1", "--students=b0,b0"),
+    ],
+)
+def test_more_of_a_finished_run_has_its_way(made, flag, way_out):
+    with pytest.raises(UserError) as caught:
+        parse(f"--workdir={made}", flag)
+    assert way_out.format(made) in str(caught.value)
 
 
 def test_what_changes_no_result_may_change(made):
@@ -223,12 +244,12 @@ def test_another_evaluation_set_may_be_evaluated_on(made):
 
 
 def test_a_first_command_that_failed_may_be_mended(made):
-    (made / "iteration_0").rmdir()
+    (made / "iteration_0" / "model.keras").unlink()
     assert parse(f"--workdir={made}", "--seed=4").seed == 4
 
 
 def test_images_may_come_after_the_teacher(tmp_path):
-    (tmp_path / "iteration_0").mkdir()
+    make_model(tmp_path)
     config = Config(workdir=str(tmp_path), labeled_dir="photos")
     (tmp_path / "run.flags").write_text(
         command_line.write_run_flags(config, "run.flags")
@@ -261,7 +282,7 @@ def test_a_selection_may_be_made_anew_with_other_settings(made):
 
 
 def test_ratios_continue_with_the_students(tmp_path):
-    (tmp_path / "iteration_0").mkdir()
+    make_model(tmp_path)
     config = Config(
         workdir=str(tmp_path), students="l2,l2", unlabeled_ratio="14,14"
     )

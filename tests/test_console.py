@@ -13,9 +13,12 @@ from noisy_student.reporting import selection_summary
 
 def test_data_summary_counts_images_steps_and_passes():
     text = console.data_summary(
-        sources.digits("labeled"),
-        sources.digits("unlabeled"),
-        None,
+        sources.digits("labeled").class_names,
+        {
+            "labeled": sources.digits("labeled"),
+            "unlabeled": sources.digits("unlabeled"),
+            "evaluation": None,
+        },
         batch_size=20,
         unlabeled_batch_size=60,
     )

@@ -673,6 +673,44 @@ def test_a_file_without_top(write, model, others, file_of):
 # What is refused.
 
 
+@pytest.mark.parametrize("other", ["7 classes", "deeper", "wider"])
+@pytest.mark.parametrize("write", [write_h5, write_keras])
+def test_a_keras_file_that_does_not_fit_is_not_called_damaged(
+    write, other, others, source, file_of
+):
+    path, model = file_of(write, source), others[other]
+    with pytest.raises(import_weights.WeightsError) as caught:
+        import_weights.load(model, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} (Keras "), message
+    assert "does not fit the model" in message and "whole" not in message
+
+
+def test_a_keras_file_of_networks_in_networks_is_whole(untouched, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    inner = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1)]
+    )
+    path = write_keras(tmp_path, keras.Model(inputs, inner(inputs)))
+    with refused(untouched, path, "does not fit the model"):
+        import_weights.load(untouched, path)
+
+
+@pytest.mark.parametrize("kind", [PermissionError, MemoryError])
+def test_what_may_not_be_read_is_not_called_damaged(
+    kind, model, source, file_of, monkeypatch
+):
+    path = file_of(write_keras, source)
+
+    def read(*arguments):
+        raise kind(13, "Permission denied")
+
+    monkeypatch.setattr("zipfile.ZipFile.read", read)
+    with pytest.raises((UserError, MemoryError)) as caught:
+        import_weights.load(model, path)
+    assert "whole" not in str(caught.value)
+
+
 @every_format
 def test_files_of_other_networks(write, untouched, others, source, file_of):
     path = file_of(write, source)

@@ -258,6 +258,7 @@ def test_labels_of_before_are_those_of_all_classes(tmp_path):
     labels = LabelStore(tmp_path, (4,), 20)
     manifest = {"source": {"fingerprint": "0"}, "crop": "padded"}
     labels.begin(manifest)
+    labels.write_probs(0, np.full((4, 20), 0.05))
     labels.begin(manifest | {"label_top_k": None})
     with pytest.raises(UserError, match="another label_top_k"):
         labels.begin(manifest | {"label_top_k": 3})

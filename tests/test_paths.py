@@ -52,7 +52,9 @@ def open_at(workdir, labeled="photos/labeled", **settings):
 def begin(workdir, **settings):
     run = open_at(workdir, **settings)
     run.begin()
-    run.workdir.iteration(0).mkdir(exist_ok=True)
+    checkpoint = run.workdir.iteration(0) / "checkpoints" / "checkpoint-1.npz"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.touch()
     return run
 
 

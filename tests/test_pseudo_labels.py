@@ -65,7 +65,10 @@ def test_files_are_plain_and_named_by_shard(tmp_path, small_shards):
 def test_labels_of_something_else_are_refused(tmp_path):
     store = LabelStore(tmp_path, (4,), 3)
     manifest = {"source": {"fingerprint": "a"}, "teacher": {"sha256": "t"}}
+    # Before a shard is labeled nothing is lost with what was begun.
+    store.begin({"source": {"fingerprint": "b"}})
     store.begin(manifest)
+    store.write_probs(0, np.full((4, 3), 1 / 3, np.float32))
     store.begin(manifest)
     for key in manifest:
         with pytest.raises(UserError, match=f"another {key}"):

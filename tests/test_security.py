@@ -111,7 +111,7 @@ def test_models_with_code_in_them_are_refused(tmp_path):
     network.save(workdir.trained_model(0))
     layer(np.zeros([1, 4, 4, 3], np.float32))
     exploded.rmdir()  # it does what it should not
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="no model of this project"):
         workdir.load_model(0)
     with pytest.raises(UserError):
         import_weights.load(

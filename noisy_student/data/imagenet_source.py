@@ -112,7 +112,7 @@ def _names(folder):
     try:
         local = "://" not in folder
         return os.listdir(folder) if local else tf.io.gfile.listdir(folder)
-    except (OSError, tf.errors.OpError):
+    except (FileNotFoundError, NotADirectoryError, tf.errors.NotFoundError):
         return []
 
 

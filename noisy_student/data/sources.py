@@ -216,6 +216,30 @@ def with_classes(source, class_names):
     )
 
 
+def check_all_classes(source, class_names):
+    """Checks that images to train on have exactly the classes of a model.
+
+    Args:
+        source: a `Source` whose images have labels.
+        class_names: names of the model's classes.
+
+    Raises:
+        UserError: naming the classes that are missing or unknown.
+    """
+    known, found = set(class_names), set(source.class_names)
+    differences = " and ".join(
+        f"{verb} {some(sorted(names))}"
+        for verb, names in (("lacks", known - found), ("adds", found - known))
+        if names
+    )
+    if differences:
+        raise UserError(
+            f"{source.name} {differences}, but the models of this run have the "
+            f"classes {some(class_names)}: give the folders their names back, "
+            "or use another --workdir"
+        )
+
+
 def some(names):
     """The first of some names, and how many more there are."""
     text = ", ".join(names[:3])

@@ -18,6 +18,7 @@ import zipfile
 import numpy as np
 
 from noisy_student.errors import UserError
+from noisy_student.files import is_damage
 from noisy_student.models import efficientnet
 
 EMA = "/ExponentialMovingAverage"
@@ -115,6 +116,23 @@ def load(model, path, *, replace_head=False):
     return Loaded(source.kind, len(arrays), len(arrays) < len(weights))
 
 
+def check_there(path):
+    """Refuse a path where there is nothing that `load` could read.
+
+    Raises:
+        WeightsError: As `load`.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not (_checkpoint_prefix(path) or path.exists()):
+        raise _missing(path)
+
+
+def _missing(path):
+    return WeightsError(
+        f"{path} does not exist, nor does {path}.index of a checkpoint"
+    )
+
+
 def foreign_names(keys):
     """What the tensors of a model are called elsewhere.
 
@@ -154,8 +172,8 @@ def _open(path, names, stack):
         return _open_official(prefix, names, stack)
     name = path.name.lower()
     if not path.exists():
-        problem = f"does not exist, nor does {path}.index of a checkpoint"
-    elif name.endswith(".safetensors"):
+        raise _missing(path)
+    if name.endswith(".safetensors"):
         return _open_timm(path, names, stack)
     elif name.endswith((".h5", ".keras")):
         return _open_keras(path, stack)
@@ -174,7 +192,14 @@ def _reading(path, what, *errors):
     try:
         yield
     except errors as error:
+        if isinstance(error, UserError):
+            raise
         detail = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, OSError) and not is_damage(error):
+            raise WeightsError(
+                f"{path} cannot be read ({detail}): make it readable, or give "
+                "another file"
+            ) from error
         raise WeightsError(f"{path} is not a whole {what}: {detail}") from error
 
 
@@ -271,7 +296,8 @@ def _open_keras(path, stack):
             file = io.BytesIO(archive.read("model.weights.h5"))
     layers = stack.enter_context(h5py.File(file)).get("layers", {})
     tensors = {}
-    for variables in (layers[name]["vars"] for name in layers):
+    # A layer that is a network of its own has none; its weights are missed.
+    for variables in (layers[name].get("vars", {}) for name in layers):
         layer = variables.attrs.get("name", "?")
         names = list(_BN_VARIABLES if layer.endswith("bn") else _VARIABLES)
         names = dict(zip("0123", names, strict=False))
@@ -292,7 +318,8 @@ def _match(path, source, weights, replace_head):
         if not replace_head:
             problems.append(
                 f"it has {theirs} classes, not {wanted[head[0]].shape[-1]} "
-                "(replace_head=True lets the model keep its own last layer)"
+                "(with replace_head=True, as when it is trained, the model "
+                "keeps its own last layer)"
             )
         wanted = {name: wanted[name] for name in wanted if name not in head}
     differing = [

@@ -20,7 +20,7 @@ import pathlib
 import numpy as np
 
 from noisy_student.errors import UserError
-from noisy_student.files import UNREADABLE
+from noisy_student.files import is_damage
 from noisy_student.files import read_json
 from noisy_student.files import write_atomically
 from noisy_student.files import write_json
@@ -75,7 +75,8 @@ class LabelStore:
         Raises:
             UserError: If labels are there that were made of something else.
         """
-        if not self.manifest_path.exists():
+        labeled = len(self.missing_shards()) < len(self.shard_sizes)
+        if not (labeled and self.manifest_path.exists()):
             write_json(self.manifest_path, manifest)
             return
         changed = self.difference(manifest)
@@ -98,11 +99,7 @@ class LabelStore:
 
     def manifest(self):
         """What the labels that are there depend on."""
-        return read_json(
-            self.manifest_path,
-            lambda manifest: isinstance(manifest["source"]["fingerprint"], str),
-            f"delete {self.directory} to label again",
-        )
+        return _manifest(self.manifest_path)
 
     def missing_shards(self):
         """Numbers of the shards that have no predictions yet."""
@@ -246,10 +243,9 @@ class LabelStore:
         """The rows of a shard, checked to be what they should be."""
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except UNREADABLE:
-            raise
-        # Whatever a reader of array headers makes of wrong bytes.
         except Exception as error:
+            if not is_damage(error):
+                raise
             raise _damaged(path, mode) from error
         shape = (self.shard_sizes[shard], *row.shape)
         if array.shape != shape or array.dtype != row.base:
@@ -265,6 +261,32 @@ class LabelStore:
         write_atomically(
             path, lambda file: np.save(file, array, allow_pickle=False)
         )
+
+
+def recorded_sizes(directory):
+    """Images in each shard of labels that may be there; () if they are not.
+
+    Args:
+        directory: As of `LabelStore`.
+    """
+    path = pathlib.Path(directory) / "manifest.json"
+    if not path.exists():
+        return ()
+    return tuple(_manifest(path)["source"].get("shard_sizes", ()))
+
+
+def _manifest(path):
+    return read_json(
+        path,
+        lambda manifest: (
+            isinstance(manifest["source"]["fingerprint"], str)
+            and all(
+                isinstance(size, int)
+                for size in manifest["source"].get("shard_sizes", ())
+            )
+        ),
+        f"delete {path.parent} to label again",
+    )
 
 
 def _damaged(path, mode):

@@ -12,37 +12,31 @@ def role(iteration):
     return f"student {iteration}" if iteration else "teacher"
 
 
-def data_summary(
-    labeled, unlabeled, evaluation, *, batch_size, unlabeled_batch_size
-):
+def data_summary(class_names, sources, *, batch_size, unlabeled_batch_size):
     """How many images there are, of what, and how often an epoch shows them.
 
     Args:
-        labeled: `Source`, or None if there is an `evaluation`.
-        unlabeled: `Source` or None.
-        evaluation: `Source` or None.
+        class_names: Names of the classes.
+        sources: Dict of what the images are for, `labeled`, `unlabeled` and
+            `evaluation`, as far as they are read, to a `Source` or None.
         batch_size: B, global.
         unlabeled_batch_size: U of a student, global.
 
     Returns:
         A few lines of text.
     """
-    names = (labeled or evaluation).class_names
-    shown = ", ".join(names[:NAMES_SHOWN])
-    if len(names) > NAMES_SHOWN:
+    shown = ", ".join(class_names[:NAMES_SHOWN])
+    if len(class_names) > NAMES_SHOWN:
         shown += ", ..."
-    lines = ["Data", f"  {'classes':<12}{len(names):>9}  {shown}"]
-    roles = {
-        "labeled": labeled,
-        "unlabeled": unlabeled,
-        "evaluation": evaluation,
-    }
-    for name, source in roles.items():
+    lines = ["Data", f"  {'classes':<12}{len(class_names):>9}  {shown}"]
+    for name, source in sources.items():
         count = source.num_examples if source else 0
         text = f"{source.name}" if source else "none given"
         lines.append(f"  {name:<12}{count:>9}  {text}")
+    evaluation = sources.get("evaluation")
     if evaluation and evaluation.absent:
         lines.append(absent_text(evaluation.absent))
+    labeled, unlabeled = sources.get("labeled"), sources.get("unlabeled")
     if not labeled:
         return "\n".join(lines)
     steps_per_epoch = labeled.num_examples / batch_size

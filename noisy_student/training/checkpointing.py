@@ -16,6 +16,7 @@ import numpy as np
 
 from noisy_student import stopping
 from noisy_student.errors import UserError
+from noisy_student.files import is_damage
 from noisy_student.files import write_atomically
 
 DIGEST = "sha256"  # of all the arrays of a file, in it under this name
@@ -231,8 +232,9 @@ def _read(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         expected = str(arrays.pop(DIGEST))
-    # Whatever a reader of zip files and array headers makes of wrong bytes.
     except Exception as error:
+        if not is_damage(error):
+            raise
         raise DamagedError(f"{type(error).__name__}: {error}") from None
     if _digest(arrays) != expected:
         raise DamagedError("its checksum does not fit")
