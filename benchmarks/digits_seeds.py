@@ -109,7 +109,9 @@ def accuracies(seed, onednn, threads=None, flags=()):
         records = json.loads(
             pathlib.Path(folder, "run/results.json").read_text()
         )
-    top1 = [round(100 * record["top1"], 1) for record in records]
+    top1 = [
+        round(100 * record["top1"], 1) for record in records if "top1" in record
+    ]
     return {"seed": seed, "onednn": onednn, "top1": top1}
 
 
