@@ -33,6 +33,7 @@ MODE_FLAGS = {
         "images_per_class",
         "balance",
         "duplicate",
+        "max_copies",
         "max_unlabeled",
     ),
     "plan": ("",),  # everything: it asks what would be

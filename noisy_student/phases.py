@@ -14,6 +14,7 @@ again.
 
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from noisy_student import exporting
@@ -140,7 +141,7 @@ def label(run, iteration=None):
         skipping.record(run, "unlabeled", labels.undecodable())
         _select(run, iteration)
     # A run may have been killed between the two.
-    if not selected or run.workdir.find_result("label", iteration) is None:
+    if missing or run.workdir.find_result("label", iteration) is None:
         run.workdir.append_result(
             {
                 "phase": "label",
@@ -151,15 +152,23 @@ def label(run, iteration=None):
             },
             time.monotonic() - started,
         )
-    else:
+    elif selected:
         print("  all labeled and selected already")
+    else:
+        _record_kept(run, iteration)
     showing.refresh(run)
 
 
 def select(run, iteration=None):
     """Filter by confidence and balance the classes, from the stored labels."""
-    _select(run, iteration)
+    _record_kept(run, _select(run, iteration))
     showing.refresh(run)
+
+
+def _record_kept(run, iteration):
+    """Let the record of a labeling tell of a selection made anew."""
+    kept = run.label_store(iteration).read_selection()["num_kept"]
+    run.workdir.update_result("label", iteration, num_kept=kept)
 
 
 def _select(run, iteration):
@@ -179,7 +188,12 @@ def _select(run, iteration):
     if config.balance and not config.selection_from:
         images_per_class = (
             config.images_per_class
-            or selection.average_per_class(confidence, predicted_class, **rows)
+            or selection.average_per_class(
+                confidence,
+                predicted_class,
+                **rows,
+                inclusive=config.selection == "official_bins",
+            )
         )
     if config.selection_from:
         copies = prerequisites.other_selection(run, labels, confidence)
@@ -202,6 +216,8 @@ def _select(run, iteration):
             config.max_unlabeled,
             seed=run.seed("max_unlabeled", iteration),
         )
+    if config.max_copies:
+        np.minimum(copies, config.max_copies, out=copies)
     summary = selection_summary.summarize(
         confidence,
         predicted_class,
@@ -210,10 +226,12 @@ def _select(run, iteration):
         ceiling=config.confidence_ceiling,
         images_per_class=images_per_class,
         class_names=run.class_names,
+        inclusive=config.selection == "official_bins",
     )
     watching.log_selection(run, iteration, confidence, summary)
     labels.write_copies(copies, summary)
-    print(selection_summary.text(summary))
+    print(selection_summary.text(summary, int(copies.max(initial=0))))
+    return iteration
 
 
 def distill(run, iteration=None):

@@ -356,6 +356,11 @@ class LabelSettings:
     )
     balance: bool = knob(True, "Give each class images_per_class.")
     duplicate: bool = knob(True, "Repeat images of a class that has fewer.")
+    max_copies: int | None = knob(
+        None,
+        "Show no image more often in a pass (paper: no limit); auto: none.",
+        low=1,
+    )
     max_unlabeled: int | None = knob(
         None, "Keep a random part of the selected images; auto: all.", low=1
     )

@@ -238,6 +238,15 @@ class Workdir:
         write_json(self.path / "times.json", times)
         write_json(self.path / "results.json", [*self.results(), record])
 
+    def update_result(self, phase, iteration, **values):
+        """Change values in the last record of a phase, if there is one."""
+        record = self.find_result(phase, iteration)
+        records = self.results()
+        if record and record | values != record:
+            last = len(records) - 1 - records[::-1].index(record)
+            records[last] |= values
+            write_json(self.path / "results.json", records)
+
     def times(self):
         """Seconds of each phase, by its name and iteration."""
         path = self.path / "times.json"

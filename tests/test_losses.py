@@ -254,6 +254,12 @@ def test_teacher_targets_by_hand():
     np.testing.assert_allclose(
         soft, [[1 / 8, 2 / 8, 5 / 8], [0.6, 0.2, 0.2]], rtol=1e-6
     )
+    for temperature in (0.01, 0.05, 100.0):
+        for logits in (LOGITS, 50 * LOGITS, 0 * LOGITS - 60):
+            found = online_teacher.teacher_targets(
+                logits, temperature=temperature
+            )
+            np.testing.assert_allclose(np.sum(found, axis=-1), 1, atol=1e-5)
     sharp = online_teacher.teacher_targets(LOGITS, temperature=0.5)
     np.testing.assert_allclose(sharp[0], np.array([1, 4, 25]) / 30, rtol=1e-6)
     hard = online_teacher.teacher_targets(

@@ -300,6 +300,38 @@ def test_temperature_softens(tmp_path):
     )
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.5, 1.5, 100.0])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_any_temperature_gives_a_distribution(tmp_path, temperature, top_k):
+    """From rows as float16 stores them: 0, and the least above it."""
+    rows = np.array(
+        [
+            [0.26, 0.25, 0.25, 0.24],
+            [1, 0, 0, 0],
+            [0.9, 0.1, 6e-8, 0],
+            [0.25, 0.25, 0.25, 0.25],
+        ]
+    )
+    source = make_source([gray_png(v) for v in range(4)])
+    store = LabelStore(tmp_path, (4,), 4, top_k)
+    store.write_probs(0, rows.astype(np.float32))
+    store.write_copies(np.ones(4, np.uint32), {})
+    examples = pseudo_labeled_examples(source, store, temperature=temperature)
+    found = np.array([target for _, target in read_all(examples)])
+    assert np.isfinite(found).all() and (found >= 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    # In whole numbers of a larger type nothing underflows.
+    probs = rows.astype(np.float16).astype(np.longdouble)
+    if top_k:
+        rest = (1 - probs[:, :2].sum(axis=1)) / 2
+        probs[:, 2:] = np.minimum(rest, probs[:, 1])[:, np.newaxis]
+    powers = probs ** (1 / np.longdouble(temperature))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        found, expected.astype(np.float64), rtol=3e-4, atol=2e-6
+    )
+
+
 def brightness_network():
     """Logits that tell how bright the image is: `(v, -v, 0)`, v in 0..1."""
     pixels = keras.Input((8, 8, 3))

@@ -106,11 +106,32 @@ def test_labels_are_counted_over_shards():
 def test_the_surest_and_the_least_sure_are_shown():
     confidence = np.float32([0.5, 0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
     shard = (3, confidence, np.zeros(7, int), np.uint32([1, 1, 2, 1, 1, 0, 0]))
-    chosen = labels.choose_images([shard], [0, 1], each=2)
+    chosen = labels.choose_images([shard], [0, 1], 0.3, each=2)
     rows = {k: [i["row"] for i in images] for k, images in chosen[0].items()}
-    assert rows == {"sure": [1, 2], "unsure": [0, 4], "dropped": [5, 6]}
+    none = dict.fromkeys(rows, [])
+    assert rows == none | {"sure": [1, 2], "unsure": [0, 4], "dropped": [5, 6]}
     assert chosen[0]["sure"][1]["copies"] == 2
-    assert chosen[1] == {"sure": [], "unsure": [], "dropped": []}
+    assert chosen[1] == none
+
+
+@pytest.mark.parametrize(
+    ("limits", "left_out", "dropped"),
+    [
+        ((0.25,), [1, 3, 4], [5, 6]),
+        ((0.5,), [1], [3, 4, 5, 6]),  # 0.5 is not above 0.5
+        ((0.5, None, True), [1, 3], [4, 5, 6]),
+        ((0.25, 0.75), [3, 4], [1, 5, 6]),
+    ],
+)
+def test_what_balancing_leaves_out_was_confident_enough(
+    limits, left_out, dropped
+):
+    """Another threshold would not bring it back."""
+    confidence = np.float32([1, 0.8, 0.7, 0.5, 0.4, 0.2, 0.1])
+    shard = (0, confidence, np.zeros(7, int), np.uint32([1, 0, 1, 0, 0, 0, 0]))
+    chosen = labels.choose_images([shard], [0], *limits)
+    rows = {k: [i["row"] for i in images] for k, images in chosen[0].items()}
+    assert (rows["left_out"], rows["dropped"]) == (left_out, dropped)
 
 
 def test_classes_are_chosen_by_the_rule_that_the_page_states():

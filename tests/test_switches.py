@@ -23,6 +23,8 @@ from noisy_student.data import randaugment
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import stochastic_depth
+from noisy_student.reporting import selection_summary
+from noisy_student.reporting.report import collect
 from noisy_student.run import open_run
 from noisy_student.settings import NOISE
 from noisy_student.training import distribution
@@ -649,6 +651,103 @@ def test_the_settings_of_a_selection_arrive(tmp_path, kind):
     assert 0.4 <= chosen.min() and chosen.max() <= 0.8
     assert copies.max() == 1 and copies.sum() == 100
     assert labels.read_selection()["confidence_ceiling"] == 0.8
+
+
+def test_no_image_is_shown_more_often_than_max_copies(tmp_path, capsys):
+    """Class 0 has 3 images, the others have hundreds."""
+    settings = {"confidence_threshold": 0.5, "images_per_class": 400}
+    run = digits_run(tmp_path, **settings)
+    count = run.unlabeled.num_examples
+    classes = np.where(np.arange(count) < 3, 0, np.arange(count) % 9 + 1)
+    labels = store_probs(run, 1, 0.8 * np.eye(10)[classes] + 0.02)
+    phases.select(run, 1)
+    free = labels.copies()
+    assert free.max() == 134  # of 400 in 3
+    told = capsys.readouterr().out
+    assert "134 times" in told and "--max_copies=100" in told
+
+    labels.begin({"source": {"fingerprint": run.unlabeled.fingerprint}})
+
+    other = digits_run(
+        tmp_path / "other",
+        max_copies=100,
+        selection_from=str(labels.directory),
+    )
+    store_probs(other, 1, 0.8 * np.eye(10)[classes] + 0.02).begin(
+        labels.manifest()
+    )
+    again = digits_run(tmp_path, **settings, max_copies=100, mode="select")
+    for capped in (other, again):
+        phases.select(capped, 1)
+        copies = capped.label_store(1).copies()
+        np.testing.assert_array_equal(copies, np.minimum(free, 100))
+        assert "warning: a pass" not in capsys.readouterr().out
+        summary = capped.label_store(1).read_selection()
+        assert summary["num_selected"] == copies.sum()
+        assert summary["num_kept"] == np.count_nonzero(free)
+
+
+@pytest.mark.parametrize("images_per_class", [None, 5])
+@pytest.mark.parametrize(
+    ("kind", "num_above"), [("exact", 3), ("official_bins", 5)]
+)
+def test_what_is_at_the_threshold_counts_where_it_is_kept(
+    tmp_path, capsys, kind, num_above, images_per_class
+):
+    run = digits_run(
+        tmp_path,
+        selection=kind,
+        confidence_threshold=0.5,
+        images_per_class=images_per_class,
+        balance=images_per_class is None,
+    )
+    probs = np.full((run.unlabeled.num_examples, 10), 0.1)
+    probs[:5, 3] = 0.5, 0.5, 0.75, 0.75, 0.75
+    labels = store_probs(run, 1, probs)
+    source = {
+        "fingerprint": run.unlabeled.fingerprint,
+        "shard_sizes": run.unlabeled.shard_sizes,
+    }
+    teacher = {"iteration": 0}
+    labels.begin(
+        {"source": source, "teacher": teacher, "classes": run.class_names}
+    )
+    phases.select(run, 1)
+    summary = labels.read_selection()
+    assert summary["num_above_threshold"] == num_above
+    assert summary["above_threshold_per_class"][3] == num_above
+    assert summary["num_kept"] == num_above
+    if images_per_class is None:  # the average of what was kept
+        assert summary["images_per_class"] == num_above
+    (shown,) = collect.rounds(run.workdir, [1])
+    assert shown["counts"]["above"].sum() == num_above
+    word = "of at least" if kind == "official_bins" else "above"
+    assert f"{num_above} of" in capsys.readouterr().out
+    assert word in selection_summary.text(summary)
+
+
+def test_selecting_again_tells_the_results_so(tmp_path):
+    run = digits_run(tmp_path, confidence_threshold=0.5)
+    rng = np.random.default_rng(0)
+    count = run.unlabeled.num_examples
+    labels = store_probs(run, 1, rng.dirichlet(np.full(10, 0.2), count))
+    phases.select(run, 1)
+    assert run.workdir.results() == []  # not labeled as a phase yet
+    record = {
+        "phase": "label",
+        "iteration": 1,
+        "variant": "b0",
+        "num_examples": count,
+        "num_kept": labels.read_selection()["num_kept"],
+    }
+    other = record | {"iteration": 2, "num_kept": 7}
+    run.workdir.append_result(record, 1.0)
+    run.workdir.append_result(other, 1.0)
+    stricter = digits_run(tmp_path, confidence_threshold=0.9, mode="select")
+    phases.select(stricter, 1)
+    kept = labels.read_selection()["num_kept"]
+    assert kept < record["num_kept"]
+    assert run.workdir.results() == [record | {"num_kept": kept}, other]
 
 
 # Finetuning

@@ -56,7 +56,8 @@ def pseudo_labeled_examples(
             )
         probs = decode(record)
         if temperature != 1:
-            probs = probs ** (1 / temperature)
+            # Powers would underflow, for a low temperature all of them.
+            return tf.nn.softmax(tf.math.log(probs) / temperature)
         # Also mends what float16 lost.
         return probs / tf.reduce_sum(probs)
 

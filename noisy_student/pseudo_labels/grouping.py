@@ -19,24 +19,35 @@ def slices(count):
         yield slice(start, min(start + ROWS_AT_ONCE, count))
 
 
-def between(confidence, threshold, ceiling):
+def between(confidence, threshold, ceiling, inclusive=False):
     """Whether each is above the threshold, and not above the ceiling.
 
     Args:
         confidence: float `(N,)`, NaN where there is no prediction.
         threshold: Lower limit, in the precision of `confidence`.
         ceiling: Upper limit, or `None`.
+        inclusive: Whether what is at the threshold passes, both in float64,
+            as the official code compares.
 
     Returns:
         bool `(N,)`; false for NaN.
     """
     # A comparison with NaN is false: no prediction, no copy.
-    passes = confidence > threshold
+    if inclusive:
+        confidence = confidence.astype(np.float64)
+        passes = confidence >= threshold
+    else:
+        passes = confidence > threshold
     return passes if ceiling is None else passes & (confidence <= ceiling)
 
 
 def count_per_class(
-    confidence, predicted_class, num_classes, threshold, ceiling
+    confidence,
+    predicted_class,
+    num_classes,
+    threshold,
+    ceiling,
+    inclusive=False,
 ):
     """Images of each class that pass.
 
@@ -46,6 +57,7 @@ def count_per_class(
         num_classes: C.
         threshold: As in `between`.
         ceiling: As in `between`.
+        inclusive: As in `between`.
 
     Returns:
         int64 `(C,)`.
@@ -55,7 +67,7 @@ def count_per_class(
     """
     counts = np.zeros(num_classes, np.int64)
     for part in slices(len(confidence)):
-        passes = between(confidence[part], threshold, ceiling)
+        passes = between(confidence[part], threshold, ceiling, inclusive)
         counts += _bincount(predicted_class[part][passes], num_classes)
     return counts
 

@@ -248,7 +248,13 @@ def subsample(copies, max_images, *, seed):
 
 
 def average_per_class(
-    confidence, predicted_class, *, num_classes, threshold, ceiling=None
+    confidence,
+    predicted_class,
+    *,
+    num_classes,
+    threshold,
+    ceiling=None,
+    inclusive=False,
 ):
     """The K that keeps a balanced pass as long as an unbalanced one.
 
@@ -258,6 +264,8 @@ def average_per_class(
         num_classes: C.
         threshold: As in `select`.
         ceiling: As in `select`.
+        inclusive: Whether an image at the threshold is kept, as in
+            `select_official_bins`.
 
     Returns:
         Integer: kept images / classes that keep any, rounded up; 0 if none.
@@ -268,6 +276,7 @@ def average_per_class(
         num_classes,
         threshold,
         ceiling,
+        inclusive,
     )
     num_filled = int(np.count_nonzero(counts))
     return -(-int(counts.sum()) // num_filled) if num_filled else 0

@@ -3,10 +3,13 @@
 
 import numpy as np
 
+from noisy_student.pseudo_labels.grouping import between
 from noisy_student.reporting import console
 
 # Below this share of the images a selection deserves a second look.
 FEW_KEPT = 0.01
+# Above it, a class is learned from next to no images, by heart.
+MANY_COPIES = 100
 
 # Of a selection that are counted together: there may be hundreds of millions.
 ROWS_AT_ONCE = 1 << 16
@@ -21,6 +24,7 @@ def summarize(
     images_per_class,
     class_names,
     ceiling=None,
+    inclusive=False,
 ):
     """The content of `selection.json`.
 
@@ -32,6 +36,7 @@ def summarize(
         images_per_class: K, or None without balancing.
         class_names: Tuple of C names.
         ceiling: Confidence that was not to be passed, or None.
+        inclusive: Whether an image at the threshold passes.
 
     Returns:
         Dict.
@@ -45,9 +50,7 @@ def summarize(
             rows[part] for rows in (confidence, predicted_class, copies)
         )
         num_undecodable += int(np.isnan(values).sum())
-        passed = values > threshold  # which NaN does not
-        if ceiling is not None:
-            passed &= values <= ceiling
+        passed = between(values, threshold, ceiling, inclusive)
         chosen = times > 0
         above += np.bincount(classes[passed], minlength=num_classes)
         kept += np.bincount(classes[chosen], minlength=num_classes)
@@ -58,6 +61,7 @@ def summarize(
     return {
         "confidence_threshold": threshold,
         "confidence_ceiling": ceiling,
+        "includes_threshold": inclusive,
         "images_per_class": images_per_class,
         "num_images": len(confidence),
         "num_undecodable": num_undecodable,
@@ -71,19 +75,21 @@ def summarize(
     }
 
 
-def text(summary):
+def text(summary, most_copies=1):
     """A selection in a few lines.
 
     Args:
         summary: Of `summarize`.
+        most_copies: How often a pass shows the image that it shows most.
 
     Returns:
         Text.
     """
     ceiling = summary["confidence_ceiling"]
+    above = "of at least" if summary["includes_threshold"] else "above"
     lines = [
         f"  {summary['num_above_threshold']} of {summary['num_images']} images "
-        f"have a confidence above {summary['confidence_threshold']}"
+        f"have a confidence {above} {summary['confidence_threshold']}"
         + (f", up to {ceiling}" if ceiling is not None else ""),
     ]
     least = 1 / len(summary["class_names"])
@@ -105,6 +111,12 @@ def text(summary):
         lines.append(
             f"  balanced to {per_class} a class (they had {min(above)} to "
             f"{max(above)}): {kept}"
+        )
+    if most_copies > MANY_COPIES:
+        lines.append(
+            f"  warning: a pass shows one image {most_copies} times: limit it "
+            f"with --mode=select --max_copies={MANY_COPIES}, or give the rare "
+            "classes more images"
         )
     kept_share = summary["num_kept"] / max(1, summary["num_images"])
     if kept_share < FEW_KEPT:

@@ -106,6 +106,7 @@ def rounds(workdir, iterations):
     Returns:
         List of dicts: `iteration`, `teacher` (its role), `class_names`,
         `selection` (of `selection.json`, or None), `threshold`, `ceiling`,
+        `inclusive` (whether an image at the threshold passes),
         `counts` (of `labels.count`), `num_images`, `whole` (whether all is
         labeled), `store` and `manifest`.
     """
@@ -130,11 +131,13 @@ def _round(workdir, iteration):
             return None
         threshold = selection["confidence_threshold"] if selection else 0.0
         ceiling = selection.get("confidence_ceiling") if selection else None
+        inclusive = bool(selection) and selection.get("includes_threshold")
         counts = labels.count(
             (_shard(store, shard, selection) for shard in labeled),
             store.num_classes,
             threshold,
             ceiling,
+            inclusive,
         )
     except DAMAGED:
         return None
@@ -145,6 +148,7 @@ def _round(workdir, iteration):
         "selection": selection,
         "threshold": threshold,
         "ceiling": ceiling,
+        "inclusive": inclusive,
         "counts": counts,
         "num_images": counts["num_images"],
         "whole": len(labeled) == len(shards),
@@ -176,6 +180,9 @@ def choose(labeled):
     labeled["chosen"] = labels.choose_images(
         ((shard, *_shard(store, shard, True)) for shard in shards),
         labeled["reasons"],
+        labeled["threshold"],
+        labeled["ceiling"],
+        labeled["inclusive"],
     )
     labeled["part"] = None
     if len(shards) < len(store.shard_sizes):

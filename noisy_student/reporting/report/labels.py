@@ -6,6 +6,8 @@ Shard by shard: there may be hundreds of millions.
 
 import numpy as np
 
+from noisy_student.pseudo_labels.grouping import between
+
 BINS = 50
 # Up to so many classes are shown one by one, others by a rule.
 ALL_CLASSES = 10
@@ -14,7 +16,7 @@ ALL_CLASSES = 10
 CANDIDATES = 20_000
 
 
-def count(shards, num_classes, threshold, ceiling=None):
+def count(shards, num_classes, threshold, ceiling=None, inclusive=False):
     """Count the labeled images of a round.
 
     Args:
@@ -24,6 +26,7 @@ def count(shards, num_classes, threshold, ceiling=None):
         num_classes: C.
         threshold: Confidence that is needed.
         ceiling: Confidence not to be passed, or None.
+        inclusive: Whether an image at the threshold passes.
 
     Returns:
         Dict: `histogram`, int64 `(BINS,)` of confidence over [0, 1]; and
@@ -49,7 +52,8 @@ def count(shards, num_classes, threshold, ceiling=None):
         histogram += np.bincount(bins, minlength=BINS)
         predicted += add_up(classes)
         total += add_up(classes, confidence)
-        above += add_up(classes[_passes(confidence, threshold, ceiling)])
+        passed = between(confidence, threshold, ceiling, inclusive)
+        above += add_up(classes[passed])
         if copies is not None:
             copies = copies[decoded]
             kept += add_up(classes[copies > 0])
@@ -66,11 +70,6 @@ def count(shards, num_classes, threshold, ceiling=None):
         "num_images": num_images,
         "num_undecodable": num_undecodable,
     }
-
-
-def _passes(confidence, threshold, ceiling):
-    passes = confidence > threshold
-    return passes if ceiling is None else passes & (confidence <= ceiling)
 
 
 def choose_classes(counts):
@@ -110,19 +109,25 @@ def candidate_shards(shard_sizes):
     return [k * count // number for k in range(number)]
 
 
-def choose_images(shards, classes, each=6):
+def choose_images(
+    shards, classes, threshold, ceiling=None, inclusive=False, each=6
+):
     """Images of some classes that the teacher is sure and unsure of.
 
     Args:
         shards: Iterable of the triples of `count`, each with the number of its
             shard in front.
         classes: The classes.
+        threshold: As in `count`.
+        ceiling: As in `count`.
+        inclusive: As in `count`.
         each: Images of a kind.
 
     Returns:
-        Dict of class -> dict of `sure`, `unsure` and `dropped`, lists of dicts
-        of `shard`, `row`, `confidence`, `copies`: the surest that were kept,
-        the least sure that were kept, and the surest that were not.
+        Dict of class -> dict of `sure`, `unsure`, `left_out` and `dropped`,
+        lists of dicts of `shard`, `row`, `confidence`, `copies`: the surest
+        that were kept, the least sure that were kept, the surest that passed
+        the filter and were not kept, and the surest that did not pass.
     """
     columns = [[], [], [], [], []]
     wanted = np.array(sorted(classes), int)
@@ -140,12 +145,14 @@ def choose_images(shards, classes, each=6):
     chosen = {}
     for number in classes:
         own = order[predicted[order] == number]
-        kept, dropped = own[copies[own] > 0], own[copies[own] == 0]
+        kept, others = own[copies[own] > 0], own[copies[own] == 0]
+        passed = between(confidence[others], threshold, ceiling, inclusive)
         sure = kept[:each]
         groups = {
             "sure": sure,
             "unsure": kept[len(sure) :][-each:][::-1],
-            "dropped": dropped[:each],
+            "left_out": others[passed][:each],
+            "dropped": others[~passed][:each],
         }
         chosen[number] = {
             name: [
@@ -163,4 +170,4 @@ def choose_images(shards, classes, each=6):
 
 
 def _no_images():
-    return {"sure": [], "unsure": [], "dropped": []}
+    return {"sure": [], "unsure": [], "left_out": [], "dropped": []}

@@ -247,7 +247,8 @@ def gallery(labeled, album):
     titles = {
         "sure": "surest",
         "unsure": "least sure, kept",
-        "dropped": "dropped",
+        "left_out": "confident enough, but not selected",
+        "dropped": "outside of the threshold",
     }
     shown = []
     for number, groups in labeled["chosen"].items():
