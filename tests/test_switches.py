@@ -613,6 +613,7 @@ def test_a_selection_can_be_taken_from_other_labels(tmp_path):
         tmp_path,
         students="b0,b0",
         selection_from=str(run.label_store(1).directory),
+        mode="select",
     )
     phases.select(taken, 2)
     copies = taken.label_store(2).copies()
