@@ -140,10 +140,9 @@ def matching_files(pattern):
 
 def found(text):
     """Whether there is what a path or some globs name, as far as is known."""
-    return "://" in text or all(
-        os.path.exists(path) or matching_files(path)
-        for path in split_patterns(text, matching_files)
-    )
+    if "://" in text or os.path.exists(text):
+        return True
+    return all(map(matching_files, split_patterns(text, matching_files)))
 
 
 def literal_part(pattern):

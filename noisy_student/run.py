@@ -370,6 +370,13 @@ def check_settings(config):
             )
     if config.mode not in ("evaluate", "predict", "embed", "export"):
         _check_apart(config)
+    for role in ("labeled", "unlabeled", "eval"):
+        names = [f"{role}_{kind}" for kind in ("dir", "tfrecords")]
+        if all(getattr(config, name) for name in names):
+            raise UserError(
+                f"both --{names[0]} and --{names[1]} name the {role} images: "
+                "leave out one"
+            )
     variants = (config.variant, *config.student_variants())
     for variant in variants:
         _check_padding(config, training_image_size(config, variant))

@@ -118,14 +118,14 @@ def test_the_same_images_are_taken_however_they_are_spelled(
 @pytest.mark.parametrize("role", ["labeled", "unlabeled", "eval"])
 def test_images_may_move_but_not_become_others(here, role):
     begin("w")
-    old, new = here / "photos" / role, here / "new place"
+    old, new = here / "photos" / role, here / "a [1], b"
     shutil.copytree(old, new)
     moved = [f"--workdir={here / 'w'}", f"--{role}_dir={new}"]
     open_run(parse(*moved)).begin()
     # From now on they are found there.
     shutil.rmtree(old)
     config = open_run(parse(moved[0])).config
-    assert getattr(config, f"{role}_dir") == "new place"
+    assert getattr(config, f"{role}_dir") == "a [1], b"
     os.replace(new / "cats" / "a picture 00.jpg", new / "cats" / "another.jpg")
     shutil.copytree(new, here / "elsewhere")
     with pytest.raises(UserError, match=f"with --{role}_dir=.*, not --{role}"):
@@ -135,9 +135,14 @@ def test_images_may_move_but_not_become_others(here, role):
 
 
 def test_a_run_that_moved_with_its_images_finds_them(here, monkeypatch):
-    begin("w")
+    os.rename("photos", "all, my photos")
+    folders = {
+        f"{role}_dir": f"all, my photos/{name}"
+        for role, name in (("unlabeled", "unlabeled"), ("eval", "eval"))
+    }
+    begin("w", labeled="all, my photos/labeled", **folders)
     (here / "moved").mkdir()
-    for name in ("photos", "w"):
+    for name in ("all, my photos", "w"):
         shutil.move(here / name, here / "moved" / name)
     (here / "home").mkdir()
     monkeypatch.chdir(here / "home")
@@ -145,7 +150,7 @@ def test_a_run_that_moved_with_its_images_finds_them(here, monkeypatch):
     assert run.labeled.num_examples == run.unlabeled.num_examples == 6
     run.begin()
     flags = (here / "moved" / "w" / "run.flags").read_text()
-    assert f"--labeled_dir={here}/moved/photos/labeled\n" in flags
+    assert f"--labeled_dir={here}/moved/all, my photos/labeled\n" in flags
 
 
 NAMES = (
@@ -239,6 +244,12 @@ def test_a_home_is_meant_by_its_sign_in_every_flag(here, name):
     config = Config(**{name: "~/x/"})
     assert getattr(config, name) == str(here / "home" / "x")
     assert getattr(parse(f"--{name}=~/x"), name) == str(here / "home" / "x")
+
+
+@pytest.mark.parametrize("role", ["labeled", "unlabeled", "eval"])
+def test_images_are_named_once(here, role):
+    with pytest.raises(UserError, match=f"--{role}_tfrecords name the {role}"):
+        open_at("w", **{"labeled": "photos/labeled", f"{role}_tfrecords": "x"})
 
 
 def test_a_flagfile_may_lie_at_home(here):
