@@ -283,7 +283,7 @@ class TrainingSettings:
         350.0, "Passes over the labeled images (section 3.1).", low=0.001
     )
     train_steps: int | None = knob(
-        None, "Instead of --epochs; of both the last one counts.", low=1
+        None, "Instead of --epochs, not beside it.", low=1
     )
     base_lr: float = knob(
         0.016, "Learning rate per 256 labeled images in a batch.", low=0

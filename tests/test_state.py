@@ -56,11 +56,11 @@ def finish(run, iteration):
     run.workdir.append_result(record, 1.0)
 
 
-def label(run, shards=None):
-    """Labels of student 1, of all shards by default."""
+def label(run):
+    """Labels of student 1."""
     labels = run.label_store(1)
     prerequisites.check_manifest(run, 1)
-    for shard, size in enumerate(run.unlabeled.shard_sizes[:shards]):
+    for shard, size in enumerate(run.unlabeled.shard_sizes):
         probs = np.tile(np.float32([0.9, 0.1]), (size, 1))
         probs[::2] = probs[::2, ::-1]
         labels.write_probs(shard, probs)
@@ -84,7 +84,7 @@ def begun(open_at):
         ({"students": "b1"}, "--students=b0, not --students=b1"),
         ({"confidence_threshold": 0.5}, "--confidence_threshold"),
         ({"unlabeled_dir": None}, "not no --unlabeled_dir"),
-        ({"unlabeled_dir": "{}/eval"}, "--unlabeled_dir=.*unlabeled, not"),
+        ({"unlabeled_dir": "{}/others"}, "--unlabeled_dir=.*unlabeled, not"),
         ({"labeled_dir": "{}/others"}, "--labeled_dir=.*labeled, not"),
         ({"mode": "select", "seed": 4}, "--seed=0, not --seed=4"),
     ],
@@ -138,7 +138,7 @@ def test_a_finished_student_stays_finished(begun, open_at, tmp_path, capsys):
 
 
 def test_labels_half_done_say_the_way_out(begun, open_at, tmp_path):
-    label(begun, shards=0)
+    label(begun)  # and nothing is selected yet
     save_images(tmp_path / "unlabeled" / "birds", (9, 9, 9), 2, 5)
     run = open_at()
     way_out = "6 images .*, now 8 images .*: delete .*labels to label again, or"
