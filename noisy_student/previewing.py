@@ -63,10 +63,9 @@ def _first_source(config):
             for error in errors:
                 print(f"  warning: {error}; {source.name} is shown instead")
             return source
-    if errors:
-        raise errors[0]
+    why = "".join(f" ({error})" for error in errors[:1])
     raise UserError(
-        "there are no images to preview the noise on: give "
+        f"there are no images to preview the noise on{why}: give "
         "--labeled_dir=DIR, --unlabeled_dir=DIR or --dataset=NAME"
     )
 

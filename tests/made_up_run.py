@@ -81,6 +81,17 @@ def make(root, names, *, side=64, unlabeled=200, students="b0", **settings):
 def _fill(workdir, config, rng):
     evaluation = folder_sources.class_folders(config.eval_dir)
     unlabeled = folder_sources.image_folder(config.unlabeled_dir)
+    images = {"unlabeled": unlabeled, "evaluation": evaluation}
+    known = {
+        role: {
+            "name": source.name,
+            "num_images": source.num_examples,
+            "fingerprint": source.fingerprint,
+        }
+        for role, source in images.items()
+    }
+    classes = list(evaluation.class_names)
+    write_json(workdir / "data.json", {"classes": classes, **known})
     records = []
     for k in range(len(config.student_variants()) + 1):
         folder = workdir / f"iteration_{k}"

@@ -294,7 +294,7 @@ def test_a_report_while_another_process_trains(made):
 
 def test_a_report_that_fails_does_not_fail_the_run(copy, capsys, monkeypatch):
     run = phases.open_run(command_line.parse(["main.py", f"--workdir={copy}"]))
-    monkeypatch.setattr(showing, "make_page", lambda run: 1 / 0)
+    monkeypatch.setattr(showing, "make_page", lambda *_: 1 / 0)
     (copy / "report.html").unlink(missing_ok=True)
     showing.refresh(run)
     (line,) = capsys.readouterr().out.splitlines()
