@@ -195,6 +195,14 @@ def test_a_class_of_which_there_are_no_images_is_told(images, capsys):
     assert "no labeled images of class 2: a model" in capsys.readouterr().out
 
 
+def test_labels_of_evaluation_are_checked_before_any_decoding(images, capsys):
+    records = f"--eval_tfrecords={as_records(images, 'eval', 0, 5)}"
+    assert take_a_teacher(images, "--eval_dir=", records) == 2
+    error = capsys.readouterr().err
+    assert "the label 5 of" in error and "outside the 2 classes" in error
+    assert not list((images / "run").glob("skipped*"))
+
+
 def test_an_evaluation_set_that_is_trained_on_is_told(images, capsys):
     shutil.rmtree(images / "labeled")
     shutil.copytree(images / "eval", images / "labeled")
