@@ -101,7 +101,7 @@ def test_what_is_hidden_or_no_image_is_counted(pets, name, caplog):
     assert source.fingerprint == before.fingerprint
     assert source.left_out == ()
     (line,) = caplog.messages
-    assert "ignoring 1 files that are hidden or no images" in line
+    assert "ignoring 1 hidden or non-image file" in line
 
 
 def test_an_evaluation_set_of_imagenet_may_have_thumbnails(tmp_path):

@@ -382,9 +382,10 @@ def folder_source(root, name, images, labels, class_names, left_out):
         endings = {os.path.splitext(path)[1].lower() for path in ignored}
         some = " ".join(map(printable, sorted(endings - {b""})[:5]))
         logging.warning(
-            "%s: ignoring %d files that are hidden or no images%s",
+            "%s: ignoring %d hidden or non-image file%s%s",
             name,
             len(ignored),
+            "" if len(ignored) == 1 else "s",
             some and f" ({some})",
         )
     relative = ((path.removeprefix(root), size) for path, size in images)
