@@ -64,7 +64,12 @@ def write_savedmodel(network, path, view, class_names):
     top = min(TOP, len(class_names))
 
     def answer(pixels):
-        logits = network(pixels, training=False)
+        # Convolutions of oneDNN, TensorFlow's default on many CPUs, fail for
+        # no image at all.
+        count = tf.shape(pixels)[0]
+        one = tf.cast(count == 0, tf.int32)
+        padded = tf.pad(pixels, [[0, one], [0, 0], [0, 0], [0, 0]])
+        logits = network(padded, training=False)[:count]
         probs = tf.nn.softmax(logits)
         best = tf.math.top_k(probs, top)
         return {
