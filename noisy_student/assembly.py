@@ -167,7 +167,7 @@ def make_trainable(run, phase, iteration, *, num_labeled, begun=None):
             )
         model = trainer.make_trainable(
             network,
-            learning_rate=make_schedule(config, phase, num_labeled),
+            learning_rate=make_schedule(config, phase, num_labeled, iteration),
             weight_decay=config.weight_decay,
             ema_decay=config.ema_decay,
             num_labeled=labeled,
@@ -255,11 +255,11 @@ def direct_noise(config, phase, network, labeled, unlabeled):
         stochastic_depth.direct_noise(network, layer, rows)
 
 
-def make_schedule(config, phase, num_labeled):
-    """The learning rate of a phase."""
+def make_schedule(config, phase, num_labeled, iteration=0):
+    """The learning rate of a model in a phase."""
     scale = config.batch_size / 256
     steps_per_epoch = num_labeled / config.batch_size
-    total_steps = _schedule_steps(config, num_labeled)
+    total_steps = _schedule_steps(config, num_labeled, iteration)
     return schedules.exponential_decay(
         config.base_lr * scale,
         steps_per_epoch,
@@ -268,20 +268,21 @@ def make_schedule(config, phase, num_labeled):
         warmup_epochs=config.warmup_epochs,
         final_lr=config.final_base_lr and config.final_base_lr * scale,
         total_epochs=total_steps / steps_per_epoch,
-        first_step=total_steps - num_steps(config, phase, num_labeled),
+        first_step=total_steps
+        - num_steps(config, phase, num_labeled, iteration),
     )
 
 
-def num_warmup_steps(config, phase, num_labeled):
+def num_warmup_steps(config, phase, num_labeled, iteration=0):
     """Steps of a phase in which the learning rate still grows, or more."""
-    schedule = make_schedule(config, phase, num_labeled)
+    schedule = make_schedule(config, phase, num_labeled, iteration)
     steps = int(schedule.warmup_epochs * schedule.steps_per_epoch)
     return max(0, steps - schedule.first_step)
 
 
-def num_steps(config, phase, num_labeled):
-    """Training steps of one model in a phase."""
-    total = _schedule_steps(config, num_labeled)
+def num_steps(config, phase, num_labeled, iteration=0):
+    """Training steps of a model in a phase."""
+    total = _schedule_steps(config, num_labeled, iteration)
     if phase == "teach" and not config.train_teacher:
         return 0
     if phase != "finetune":
@@ -297,7 +298,8 @@ def num_steps(config, phase, num_labeled):
     return steps
 
 
-def _schedule_steps(config, num_labeled):
+def _schedule_steps(config, num_labeled, iteration):
     if config.train_steps is not None:
         return config.train_steps
-    return max(1, round(config.epochs * num_labeled / config.batch_size))
+    epochs = config.epochs_of(iteration)
+    return max(1, round(epochs * num_labeled / config.batch_size))

@@ -54,7 +54,8 @@ def make_batches(run, phase, iteration, skipped=(), skipped_unlabeled=()):
             shuffle_buffer=config.shuffle_buffer,
             start=first_step * batch_size,
         )
-        augment = make_augment(run, image_size, config.noise(name))
+        noise = config.noise(name)
+        augment = make_augment(run, image_size, noise, iteration)
         return pipelines.Part(
             examples, stream, augment, batch_size, teacher_augments.get(name)
         )
@@ -99,16 +100,18 @@ def make_teacher_augment(run, iteration):
     Un-noised, unless the settings ask for a noised teacher.
     """
     image_size = run.workdir.image_size(iteration)
-    return make_augment(run, image_size, run.config.noise("teacher"))
+    noise = run.config.noise("teacher")
+    return make_augment(run, image_size, noise, iteration)
 
 
-def make_augment(run, image_size, noise):
+def make_augment(run, image_size, noise, iteration=0):
     """What happens to an image before the network sees it.
 
     Args:
         run: The `Run`.
         image_size: Pixels.
         noise: Set of `settings.NOISE`.
+        iteration: Of the model that sees the image, for its magnitude.
 
     Returns:
         Of `augmentation.make_augment`.
@@ -122,7 +125,7 @@ def make_augment(run, image_size, noise):
         crop_padding=config.crop_padding,
         flip=config.flip,
         randaugment_num_ops=config.randaugment_num_ops if disturbed else 0,
-        randaugment_magnitude=config.randaugment_magnitude,
+        randaugment_magnitude=config.randaugment_magnitude_of(iteration),
         randaugment_contrast=config.randaugment_contrast,
         randaugment_ops=config.randaugment_ops,
         **noise_constants(run, image_size),

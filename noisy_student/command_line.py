@@ -376,7 +376,9 @@ def _define(field, values):
         float: flags.FloatParser,
         str: flags.ArgumentParser,
     }[base_type]()
-    if not _is_text(field) and _is_optional(field):
+    if field.metadata["per"]:
+        parser = _OrList(parser)
+    elif not _is_text(field) and _is_optional(field):
         parser = _OrAuto(parser)
     flags.DEFINE(
         parser,
@@ -401,6 +403,22 @@ class _OrAuto(flags.ArgumentParser):
 
     def flag_type(self):
         return f"{self._parser.flag_type()} or auto"
+
+
+class _OrList(flags.ArgumentParser):
+    """A number, or a text of several, which `Config` checks."""
+
+    def __init__(self, parser):
+        super().__init__()
+        self._parser = parser
+        self.syntactic_help = f"{parser.syntactic_help} or a list"
+
+    def parse(self, argument):
+        is_list = isinstance(argument, str) and "," in argument
+        return argument if is_list else self._parser.parse(argument)
+
+    def flag_type(self):
+        return f"{self._parser.flag_type()} or list"
 
 
 def _is_text(field):

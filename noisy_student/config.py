@@ -9,7 +9,9 @@ import dataclasses
 
 from noisy_student import settings
 from noisy_student.errors import UserError
+from noisy_student.knobs import MODEL
 from noisy_student.knobs import check
+from noisy_student.knobs import each
 from noisy_student.knobs import numbers
 from noisy_student.knobs import respelled
 
@@ -36,6 +38,7 @@ class Config(
             value = respelled(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             check(field, value)
+            self._check_count(field)
         unknown = set(self.student_variants()) - set(settings.VARIANTS)
         if unknown:
             raise UserError(
@@ -60,7 +63,8 @@ class Config(
                 "one for each"
             )
         self._check_schedule()
-        ceiling, threshold = self.confidence_ceiling, self.confidence_threshold
+        ceiling = self.confidence_ceiling
+        threshold = max(self.values_of("confidence_threshold"))
         if ceiling is not None and ceiling < threshold:
             raise UserError(
                 f"--confidence_ceiling={ceiling} is below "
@@ -147,6 +151,47 @@ class Config(
         """Pseudo-labeled images per labeled one, for a student from 1 on."""
         ratios = self._unlabeled_ratios()
         return ratios[min(iteration, len(ratios)) - 1]
+
+    def confidence_threshold_of(self, iteration):
+        """Confidence that an image needs, for a student from 1 on."""
+        values = self.values_of("confidence_threshold")
+        return values[min(iteration, len(values)) - 1]
+
+    def randaugment_magnitude_of(self, iteration):
+        """M of RandAugment for a model; 0 is the teacher."""
+        return self.values_of("randaugment_magnitude")[iteration]
+
+    def epochs_of(self, iteration):
+        """Passes over the labeled images for a model; 0 is the teacher."""
+        return self.values_of("epochs")[iteration]
+
+    def values_of(self, name):
+        """What a setting that may be a list is, for each that it is for."""
+        field = type(self).__dataclass_fields__[name]
+        values = each(field, getattr(self, name))
+        count = max(1, self._count(field))
+        return values * count if len(values) == 1 else values
+
+    def _count(self, field):
+        """How many a setting is for: students, or all models."""
+        is_teachers = field.metadata["per"] == MODEL
+        return len(self.student_variants()) + is_teachers
+
+    def _check_count(self, field):
+        value = getattr(self, field.name)
+        if not field.metadata["per"] or value is None:
+            return
+        values, count = each(field, value), self._count(field)
+        if len(values) == 1:  # a number, however it was given
+            object.__setattr__(self, field.name, values[0])
+        elif len(values) != count:
+            models = "students"
+            if field.metadata["per"] == MODEL:
+                models = "models, the teacher and its students"
+            raise UserError(
+                f"--{field.name}={value} has {len(values)} values, but there "
+                f"are {count} {models}: give one value, or one for each"
+            )
 
     def _unlabeled_ratios(self):
         text = str(self.unlabeled_ratio or "")

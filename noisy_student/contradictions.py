@@ -12,6 +12,7 @@ import os
 from noisy_student import files
 from noisy_student.config import Config
 from noisy_student.errors import UserError
+from noisy_student.knobs import MODEL
 from noisy_student.knobs import respelled
 from noisy_student.knobs import spell
 
@@ -199,4 +200,7 @@ def _continues(name, old, new):
             old.unlabeled_ratio_of(k) == new.unlabeled_ratio_of(k)
             for k in range(1, len(old.student_variants()) + 1)
         )
+    if per := Config.__dataclass_fields__[name].metadata["per"]:
+        made = len(old.student_variants()) + (per == MODEL)
+        return old.values_of(name)[:made] == new.values_of(name)[:made]
     return False

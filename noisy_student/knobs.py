@@ -11,13 +11,24 @@ import math
 from noisy_student import files
 from noisy_student.errors import UserError
 
+# What may have another value: each student, or the teacher too.
+STUDENT, MODEL = "student", "model"
 # What a text is, if it is a path: of one thing, or globs of several.
 PATH, PATTERNS = "path", "patterns"
 FILE = "run.flags"  # which remembers the settings of a run
 MOST = 2**31 - 1  # where no other limit is set
 
 
-def knob(default, help, choices=(), low=None, high=None, free=False, kind=None):
+def knob(
+    default,
+    help,
+    choices=(),
+    low=None,
+    high=None,
+    free=False,
+    kind=None,
+    per=None,
+):
     """A field of a dataclass with its documentation.
 
     Args:
@@ -29,6 +40,8 @@ def knob(default, help, choices=(), low=None, high=None, free=False, kind=None):
         free: Whether it may change between two commands on one workdir,
             because no weight, label or result depends on it.
         kind: `PATH` or `PATTERNS`.
+        per: `STUDENT` or `MODEL` if it may be a list of numbers: one for each
+            student, or for the teacher and each student.
 
     Returns:
         A `dataclasses.field`.
@@ -40,6 +53,7 @@ def knob(default, help, choices=(), low=None, high=None, free=False, kind=None):
         "high": high,
         "free": free,
         "kind": kind,
+        "per": per,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -62,6 +76,36 @@ def check(field, value):
         raise UserError(
             f"--{field.name} must be one of {', '.join(choices)}, not {value!r}"
         )
+    if field.metadata["per"]:
+        for number in each(field, value):
+            _check_range(field, number, low, high)
+        return
+    _check_range(field, value, low, high)
+
+
+def each(field, value):
+    """The values of a setting that may be a list.
+
+    Args:
+        field: One with a `per`.
+        value: A number, or a text such as `700,350`.
+
+    Returns:
+        Tuple of floats.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    try:
+        return tuple(float(part) for part in str(value).split(","))
+    except ValueError:
+        raise UserError(
+            f"--{field.name} must be a number, or several with commas between "
+            f"them, not {value!r}"
+        ) from None
+
+
+def _check_range(field, value, low, high):
     if isinstance(value, int | float) and high is None:
         high = MOST
     # Written so that NaN, which is neither below nor above, is refused.

@@ -72,7 +72,7 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
     if phase == "distill" and config.online_teacher:
         skipped_unlabeled = skipping.unusable(run, "unlabeled")
     num_labeled = run.labeled.num_examples - len(skipped)
-    steps = assembly.num_steps(config, phase, num_labeled)
+    steps = assembly.num_steps(config, phase, num_labeled, iteration)
     finetunes = phase == "finetune"
     image_size = (
         run.finetuning_size(iteration)
@@ -94,7 +94,9 @@ def _fit(run, phase, iteration, path, num_unlabeled=0):
             num_unlabeled=num_unlabeled - len(skipped_unlabeled),
             num_replicas=run.num_replicas,
             selected=not config.online_teacher,
-            warmup_steps=assembly.num_warmup_steps(config, phase, num_labeled),
+            warmup_steps=assembly.num_warmup_steps(
+                config, phase, num_labeled, iteration
+            ),
         )
     )
     directory = workdir.iteration(iteration)

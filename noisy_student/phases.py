@@ -181,7 +181,7 @@ def _select(run, iteration):
     confidence, predicted_class = labels.confidences()
     rows = {
         "num_classes": run.num_classes,
-        "threshold": config.confidence_threshold,
+        "threshold": config.confidence_threshold_of(iteration),
         "ceiling": config.confidence_ceiling,
     }
     images_per_class = None
@@ -222,7 +222,7 @@ def _select(run, iteration):
         confidence,
         predicted_class,
         copies,
-        threshold=config.confidence_threshold,
+        threshold=config.confidence_threshold_of(iteration),
         ceiling=config.confidence_ceiling,
         images_per_class=images_per_class,
         class_names=run.class_names,

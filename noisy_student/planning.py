@@ -119,7 +119,7 @@ def _trainings(run, labeled, unlabeled, num_classes):
             variant=config.variant_of(iteration),
             image_size=image_size,
             costs=_costs(run, iteration, image_size, num_classes),
-            steps=assembly.num_steps(config, phase, labeled.count),
+            steps=assembly.num_steps(config, phase, labeled.count, iteration),
             batch_size=batch_size,
             unlabeled_batch_size=unlabeled_size,
             num_labeled=labeled.count,

@@ -372,8 +372,8 @@ def _check_selection(run, labels, selection):
     if not kept:
         raise UserError(
             f"no unlabeled image passed --confidence_threshold="
-            f"{run.config.confidence_threshold} (see {labels.selection_path}): "
-            "lower it, or train a better teacher"
+            f"{selection['confidence_threshold']} (see "
+            f"{labels.selection_path}): lower it, or train a better teacher"
         )
     empty = selection["kept_per_class"].count(0)
     enough = kept >= num_classes and empty <= num_classes / 2

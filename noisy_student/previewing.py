@@ -42,7 +42,7 @@ def preview(config):
         shown,
         operations(run),
         title=describe(run),
-        magnitude=config.randaugment_magnitude,
+        magnitude=magnitude(run),
     )
     path = workdir.path / "preview.png"
     # No lock, for it depends on nothing that a run writes.
@@ -87,7 +87,9 @@ def samples(run):
         return ()
     image_size, noise = _student_view(run)
     see = batches.make_augment(run, image_size, noise=())
-    augment = batches.make_augment(run, image_size, noise)
+    augment = batches.make_augment(
+        run, image_size, noise, int(run.last_iteration > 0)
+    )
     # Some more than are shown, for there may be some that cannot be decoded.
     images = list(
         pictures.read(source, pictures.spread(source, 3 * ORIGINALS)).values()
@@ -113,11 +115,16 @@ def operations(run):
     image = samples(run)[0][0]
     return pictures.operations(
         image,
-        run.config.randaugment_magnitude,
+        magnitude(run),
         run.config.randaugment_ops,
         contrast=run.config.randaugment_contrast,
         **batches.noise_constants(run, image.shape[0]),
     )
+
+
+def magnitude(run):
+    """M of RandAugment, as the images that are shown meet it."""
+    return run.config.randaugment_magnitude_of(int(run.last_iteration > 0))
 
 
 def uses_randaugment(run):
@@ -141,7 +148,7 @@ def describe(run):
         total = len(randaugment.OP_SETS[config.randaugment_ops])
         kinds.append(
             f"{number} of RandAugment's {total} operations at magnitude "
-            f"{config.randaugment_magnitude:g}"
+            f"{magnitude(run):g}"
         )
     if "randaugment" in noise and config.cutout_size:
         kinds.append(f"a hole of {config.cutout_size} pixels")

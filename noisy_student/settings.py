@@ -9,8 +9,10 @@ are made from these fields (`command_line.py`).
 # No `from __future__ import annotations`: the flags need the real types.
 import dataclasses
 
+from noisy_student.knobs import MODEL
 from noisy_student.knobs import PATH
 from noisy_student.knobs import PATTERNS
+from noisy_student.knobs import STUDENT
 from noisy_student.knobs import knob
 
 # Answers of `python main.py --help`, in this order.
@@ -209,8 +211,13 @@ class NoiseSettings:
     randaugment_num_ops: int = knob(
         2, "Per image, N (section 3.1).", low=0, high=100
     )
-    randaugment_magnitude: float = knob(
-        27.0, "Strength of each operation, M (section 3.1).", low=0, high=30
+    randaugment_magnitude: float | str = knob(
+        27.0,
+        "Strength of each operation, M (section 3.1); a list such as 6,12 for "
+        "the teacher and each student.",
+        low=0,
+        high=30,
+        per=MODEL,
     )
     randaugment_ops: str = knob(
         "official",
@@ -279,8 +286,12 @@ class TrainingSettings:
         "Students learn from both kinds in each batch; false: from "
         "pseudo-labeled ones alone, to be finetuned.",
     )
-    epochs: float = knob(
-        350.0, "Passes over the labeled images (section 3.1).", low=0.001
+    epochs: float | str = knob(
+        350.0,
+        "Passes over the labeled images (section 3.1); a list such as 700,350 "
+        "for the teacher and each student.",
+        low=0.001,
+        per=MODEL,
     )
     train_steps: int | None = knob(
         None, "Instead of --epochs, not beside it.", low=1
@@ -343,8 +354,13 @@ class LabelSettings:
         "Folder of other labels of the same images, whose selection is taken.",
         kind=PATH,
     )
-    confidence_threshold: float = knob(
-        0.3, "Drop images of less confidence (section 3.1).", low=0, high=1
+    confidence_threshold: float | str = knob(
+        0.3,
+        "Drop images of less confidence (section 3.1); a list such as 0.5,0.3 "
+        "for each student.",
+        low=0,
+        high=1,
+        per=STUDENT,
     )
     confidence_ceiling: float | None = knob(
         None, "Drop images above it; auto: none.", low=0, high=1

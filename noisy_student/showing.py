@@ -215,7 +215,7 @@ def _noise(run, samples, notes):
         **sections.noise(
             samples,
             operations,
-            magnitude=run.config.randaugment_magnitude,
+            magnitude=previewing.magnitude(run),
             used=previewing.uses_randaugment(run),
         ),
     }

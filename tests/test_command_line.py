@@ -297,6 +297,51 @@ def test_ratios_continue_with_the_students(tmp_path):
         parse(*more, "--unlabeled_ratio=14,28,28")
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "count"),
+    [
+        ("epochs", "3,2,1", 3),
+        ("randaugment_magnitude", "0,5,7.5", 3),
+        ("confidence_threshold", "0.5,0", 2),
+    ],
+)
+def test_a_value_for_each_model(tmp_path, name, values, count):
+    config = parse("--students=b0,b0", f"--{name}={values}")
+    expected = tuple(float(value) for value in values.split(","))
+    assert config.values_of(name) == expected
+    assert getattr(config, f"{name}_of")(2) == expected[-1]
+    # Read back, and as many as there are models.
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    again = command_line.read_flagfile(tmp_path / "run.flags")
+    assert Config(**again) == config
+    with pytest.raises(UserError, match=f"--{name}=.* but there are {count}"):
+        parse("--students=b0,b0", f"--{name}={values},1")
+    with pytest.raises(UserError, match=f"--{name} must be .*not -1"):
+        parse("--students=b0,b0", f"--{name}=-1{values[1:]}")
+    with pytest.raises(UserError, match=f"--{name}"):
+        parse("--students=b0,b0", f"--{name}=1,,1")
+    # One value is a number, for all of them.
+    assert parse("--students=b0,b0", f"--{name}=1").values_of(name) == (
+        (1.0,) * count
+    )
+
+
+def test_more_students_get_values_of_their_own(tmp_path):
+    config = Config(students="b0", epochs="2,1", confidence_threshold=0.5)
+    (tmp_path / "iteration_0").mkdir()
+    (tmp_path / "run.flags").write_text(
+        command_line.write_run_flags(config, "run.flags")
+    )
+    more = (f"--workdir={tmp_path}", "--students=b0,b0")
+    assert parse(*more, "--epochs=2,1,3").epochs_of(2) == 3
+    with pytest.raises(UserError, match="--epochs=2,1, not --epochs=2,2,3"):
+        parse(*more, "--epochs=2,2,3")
+    two = parse(*more, "--epochs=2,1,1", "--confidence_threshold=0.5,0.3")
+    assert two.confidence_threshold_of(2) == 0.3
+
+
 def test_weights_are_evaluated_with_the_papers_settings():
     config = parse("--mode=evaluate", "--init_from=x", "--eval_dir=val")
     assert config.image_size is None and config.dataset is None

@@ -23,6 +23,7 @@ from noisy_student.data import randaugment
 from noisy_student.errors import UserError
 from noisy_student.models import efficientnet
 from noisy_student.models import stochastic_depth
+from noisy_student.pseudo_labels import selection
 from noisy_student.reporting import selection_summary
 from noisy_student.reporting.report import collect
 from noisy_student.run import open_run
@@ -412,6 +413,37 @@ def test_the_operations_that_are_drawn_from_arrive(tmp_path, monkeypatch):
     )
     next(iter(batches.make_batches(run, "teach", 0)(0)))
     assert drawn and all(len(ops) == 14 for ops in drawn)
+
+
+def test_each_model_gets_its_own_value_of_a_list(
+    teacher, tmp_path, monkeypatch
+):
+    magnitudes, thresholds = [], []
+    noise, choose = randaugment.randaugment, selection.select
+
+    def tell_magnitude(image, num_ops, magnitude, **options):
+        magnitudes.append(magnitude)
+        return noise(image, num_ops, magnitude, **options)
+
+    def tell_threshold(*arguments, threshold, **options):
+        thresholds.append(threshold)
+        return choose(*arguments, threshold=threshold, **options)
+
+    monkeypatch.setattr(randaugment, "randaugment", tell_magnitude)
+    monkeypatch.setattr(selection, "select", tell_threshold)
+    code = run_main(
+        f"--workdir={tmp_path}", f"--init_from={teacher}",
+        "--students=b0,b0", "--force", "--batch_size=25", "--unlabeled_ratio=1",
+        "--epochs=1,0.5,1.5", "--randaugment_magnitude=3,4,5",
+        "--randaugment_num_ops=1", "--confidence_threshold=0.1,0.05",
+        "--eval_split=",
+    )  # fmt: skip
+    assert code == 0
+    # In the order of training: 50 labeled images in batches of 25.
+    steps = [r["steps"] for r in results(tmp_path) if r["phase"] != "label"]
+    assert steps == [2, 1, 3]
+    assert list(dict.fromkeys(magnitudes))[:3] == [3, 4, 5]
+    assert thresholds == [0.1, 0.05]
 
 
 def test_other_classes_get_a_new_head(tmp_path):
