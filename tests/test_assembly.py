@@ -11,6 +11,7 @@ from test_end_to_end import save_images
 from noisy_student import assembly
 from noisy_student import batches
 from noisy_student.config import Config
+from noisy_student.data import augmentation
 from noisy_student.errors import UserError
 from noisy_student.run import open_run
 
@@ -124,6 +125,44 @@ def test_steps_follow_from_epochs():
     config = Config(epochs=3, batch_size=32)
     assert assembly.num_steps(config, "teach", 100) == 9  # 3 * 100 / 32 = 9.4
     assert assembly.num_steps(Config(train_steps=7), "distill", 100) == 7
+
+
+def test_lists_of_epochs_and_magnitudes_have_a_value_for_each_model(
+    tmp_path, monkeypatch
+):
+    config = Config(
+        dataset="digits",
+        workdir=str(tmp_path),
+        epochs="1,0.5,1.5",
+        randaugment_magnitude="3,4,5",
+        **{
+            **SMALL,
+            "students": "b0,b0",
+            "train_steps": None,
+            "randaugment_num_ops": 1,
+        },
+    )
+    run = open_run(config)
+    met = []
+
+    def tell(image, num_ops, magnitude, **options):
+        met.append(magnitude)
+        return image
+
+    monkeypatch.setattr(augmentation.randaugment, "randaugment", tell)
+    image = tf.io.encode_png(tf.zeros((8, 8, 3), tf.uint8))
+    for iteration in range(3):
+        noise = {"randaugment"}
+        see = batches.make_augment(run, 8, noise, iteration)
+        see(image, tf.constant([0, iteration], tf.int64))
+    assert met == [3, 4, 5]
+    count = 100 * config.batch_size
+    phases = ("teach", "distill", "distill")
+    steps = [
+        assembly.num_steps(config, phase, count, iteration)
+        for iteration, phase in enumerate(phases)
+    ]
+    assert steps == [100, 50, 150]
 
 
 def test_the_official_batch_gives_the_official_steps_and_rate():

@@ -331,6 +331,7 @@ def test_a_value_for_each_model(tmp_path, name, values, count):
 def test_more_students_get_values_of_their_own(tmp_path):
     config = Config(students="b0", epochs="2,1", confidence_threshold=0.5)
     (tmp_path / "iteration_0").mkdir()
+    (tmp_path / "iteration_0" / "model.keras").touch()
     (tmp_path / "run.flags").write_text(
         command_line.write_run_flags(config, "run.flags")
     )
