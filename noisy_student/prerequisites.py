@@ -94,7 +94,7 @@ def check_ahead(run, left):
             assembly.check_frozen_blocks(config, k)
         if run.labeled:
             count = run.labeled.num_examples
-            assembly.make_schedule(config, phase, count)
+            assembly.make_schedule(config, phase, count, k)
     if trained and run.evaluation:
         _check_evaluation_labels(run)
     size = 0
