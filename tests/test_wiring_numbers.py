@@ -8,6 +8,8 @@ does not arrive, or arrives in another phase or for another student, shows in
 the weights that are saved.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_run
@@ -16,6 +18,7 @@ from tiny_run import MOMENTUM
 
 from noisy_student import phases
 from noisy_student.config import Config
+from noisy_student.pseudo_labels import selection
 from noisy_student.run import open_run
 
 TRAINED = (
@@ -249,6 +252,9 @@ class Numbers:
     def results(self):
         return tiny_run.results(self.workdir)
 
+    def train_teacher(self):
+        return self.train([self.labeled])
+
     def train(self, parts, start=None, **how):
         return train(
             start or self.initial,
@@ -320,15 +326,31 @@ COMMON = {
 @pytest.fixture
 def numbers(images, tmp_path, monkeypatch):
     """Function from settings that are not `COMMON` to `Numbers`."""
-    return lambda **settings: Numbers(
-        images, tmp_path / "run", monkeypatch, **{**COMMON, **settings}
+    return lambda workdir="run", **settings: Numbers(
+        images, tmp_path / workdir, monkeypatch, **{**COMMON, **settings}
     )
 
 
-def test_soft_labels_and_a_ratio_for_each_student(numbers):
+def test_soft_labels_and_a_ratio_for_each_student(numbers, monkeypatch):
+    seeds = []
+    select = selection.select
+
+    def recorded(*arguments, seed, **settings):
+        seeds.append(seed)
+        return select(*arguments, seed=seed, **settings)
+
+    monkeypatch.setattr(selection, "select", recorded)
     run = numbers(students="b0,b1", unlabeled_ratio="2,3", temperature=2.0)
     phases.run_mode(run.config)
-    models = [run.train([run.labeled])]
+    assert len(set(seeds)) == 2, "both students draw alike"
+    assert [call["variant"] for call in run.networks.calls] == [
+        "b0",
+        "b0",
+        "b1",
+    ]
+    fresh = {kernel.tobytes() for kernel in run.networks.drawn}
+    assert len(fresh) == 3, "networks begin alike"
+    models = [run.train_teacher()]
     run.check_model("iteration_0/model.keras", models[0])
     for iteration, ratio in ((1, 2), (2, 3)):
         models.append(run.distill(iteration, models[-1], ratio))
@@ -337,6 +359,31 @@ def test_soft_labels_and_a_ratio_for_each_student(numbers):
     for record, model in zip(records, models, strict=True):
         assert record["top1"] == accuracy(model, run.images)
         assert record["steps"] == 6 and record["num_examples"] == 16
+    # An older model, when it is asked for.
+    phases.run_mode(
+        dataclasses.replace(run.config, mode="evaluate", iteration=1)
+    )
+    record = run.results()[-1]
+    assert (record["phase"], record["iteration"]) == ("evaluate", 1)
+    assert record["top1"] == accuracy(models[1], run.images)
+
+
+def check_orders(images, steps):
+    """Each training draws an order of its own, and another one each epoch."""
+    batches = tiny_run.seen("pixels_seen")
+    assert len(batches) == sum(steps)
+    labeled, unlabeled = [], []
+    for first in np.cumsum([0, *steps[:-1]]):
+        found = tiny_run.find(batches[first][:24], images.labeled[0])
+        for epoch in (found[:12], found[12:]):
+            assert sorted(epoch) == list(range(12)), "no pass over the images"
+            labeled.append(tuple(epoch))
+        rows = tiny_run.find(batches[first][24:], images.unlabeled)
+        assert (rows >= 0).all()
+        if len(rows):
+            unlabeled.append(tuple(rows))
+    assert len(set(labeled)) == 2 * len(steps)
+    assert len(set(unlabeled)) == len(unlabeled) == 2
 
 
 def test_hard_labels_of_finetuned_students(numbers):
@@ -350,7 +397,8 @@ def test_hard_labels_of_finetuned_students(numbers):
         finetune_epochs=4.0,
     )
     phases.run_mode(run.config)
-    teacher = run.train([run.labeled])
+    check_orders(run.images, steps=(6, 6, 2, 6, 2))
+    teacher = run.train_teacher()
     for iteration in (1, 2):
         student = run.distill(iteration, teacher, 2, start=teacher)
         # Two steps, the last ones of the schedule, on the averages; the stem
@@ -383,7 +431,7 @@ def test_pseudo_labels_alone_and_a_last_rate(numbers):
     )
     opened = open_run(run.config)
     phases.teach(opened)
-    teacher = run.train([run.labeled])
+    teacher = run.train_teacher()
     run.check_model("iteration_0/model.keras", teacher)
     phases.label(opened)
     copies, targets = run.check_labels(1, teacher)
@@ -399,7 +447,14 @@ def test_two_devices_compute_what_one_does(numbers, two_replicas):
         cpu_devices=2,
     )  # fmt: skip
     phases.run_mode(run.config)
-    teacher = run.train([run.labeled])
+    # Equal shares, and both kinds in each of them.
+    shares = [
+        (replica, len(x))
+        for name, training, replica, x in tiny_run.SEEN
+        if training and name == "pixels_seen"
+    ]
+    assert set(shares) == {(0, 12), (1, 12), (0, 36), (1, 36)}
+    teacher = run.train_teacher()
     run.check_model("iteration_0/model.keras", teacher)
     run.distill(1, teacher, 2)
 
@@ -415,7 +470,7 @@ def test_an_online_teacher_in_parts(numbers, kind):
         temperature=2.0,
     )
     phases.run_mode(run.config)
-    teacher = run.train([run.labeled])
+    teacher = run.train_teacher()
     run.check_model("iteration_0/model.keras", teacher)
     logits = forward(teacher, run.images.unlabeled)[0]
     targets = softmax(logits / 2)
@@ -424,3 +479,44 @@ def test_an_online_teacher_in_parts(numbers, kind):
     part = run.unlabeled(1, np.ones(24, int), targets, 2)
     student = run.train([run.labeled, part])
     run.check_model("iteration_1/model.keras", student)
+
+
+def test_weights_from_elsewhere(numbers, tmp_path):
+    given = numbers(students=None).train_teacher()
+    path = tmp_path / "given.keras"
+    network = tiny_run.TinyNetworks()(num_classes=4, image_size=tiny_run.SIDE)
+    tiny_run.assign(network, given)
+    network.save(path)
+
+    # A teacher that is trained begins there.
+    run = numbers(workdir="taught", students=None, init_from=str(path))
+    phases.run_mode(run.config)
+    run.check_model("iteration_0/model.keras", run.train([run.labeled], given))
+    # One that is taken as it is labels; its student begins anew.
+    run = numbers(
+        workdir="taken",
+        students="b0",
+        init_from=str(path),
+        train_teacher=False,
+        unlabeled_ratio="2",
+    )
+    phases.run_mode(run.config)
+    run.check_model("iteration_0/model.keras", given)
+    assert run.results()[0]["steps"] == 0
+    run.distill(1, given, 2)
+    # Weights can be finetuned without training: here all but the last layer
+    # is left alone, with a rate of its own.
+    run = numbers(
+        workdir="finetuned",
+        mode="finetune",
+        students=None,
+        init_from=str(path),
+        frozen_blocks=2,
+        finetune_epochs=6.0,
+        base_lr=3.0,
+    )
+    phases.run_mode(run.config)
+    finetuned = run.train(
+        [run.labeled], given, steps=3, first=3, frozen=("stem", "block")
+    )
+    run.check_model("iteration_0/finetuned.keras", finetuned)
