@@ -33,6 +33,8 @@ BUILT = FIELDS + "networks_are_built_as_the_settings_say"
 NOISE = FIELDS + "noise_meets_the_images_it_is_meant_for"
 CROPS = FIELDS + "crops_and_mirrored_images"
 SEED = FIELDS + "the_seed_decides_weights_and_order"
+SIZE = FIELDS + "an_online_teacher_sees_images_at_its_own_size"
+SETS = FIELDS + "splits_and_folders_of_data_sets"
 SELECT = FIELDS + "the_settings_of_a_selection"
 
 # File in the package, old text, new text, the tests that should notice.
@@ -68,7 +70,7 @@ MUTANTS = [
      SOFT),
     ("assembly.py", "dtype=config.dtype,", "", BUILT),
     ("assembly.py", "**config.channel_statistics(),", "", BUILT),
-    ("config.py", 'for name in ("mean", "std")', 'for name in ("mean",)',
+    ("config.py", "statistics[name] = ", 'statistics["mean"] = ',
      BUILT),
     ("run.py",
      "return config.image_size or defaults.train_image_size or",
@@ -83,10 +85,9 @@ MUTANTS = [
      "path = workdir.trained_model(iteration - 1)", HARD),
     ("assembly.py", 'if phase == "distill" and config.warm_start:',
      'if phase == "distill":', SOFT),
-    ("assembly.py", 'path = config.init_from if phase == "teach" else None',
+    ("assembly.py", "path = config.student_init_from",
      "path = config.init_from", WEIGHTS),
-    ("assembly.py", "return network, import_weights.load(",
-     "return network, None and import_weights.load(", WEIGHTS),
+    ("assembly.py", "    if path is None:\n", "    if True:\n", WEIGHTS),
     ("assembly.py", "            path = config.init_from\n    else",
      "            path = None\n    else", WEIGHTS),
     ("assembly.py", 'run.seed(f"network of {phase}", iteration)',
@@ -107,7 +108,9 @@ MUTANTS = [
      ONLINE),
     ("trainer.py", 'if "bn/" in weight.path', 'if "bn" not in weight.path',
      SOFT),
-    ("trainer.py", "unlabeled_ratio),\n", "1.0),\n", SOFT),
+    ("trainer.py", "num_labeled, unlabeled_ratio, unlabeled_weight",
+     "num_labeled, 1.0, unlabeled_weight", SOFT),
+    ("assembly.py", "unlabeled_weight=config.unlabeled_weight,", "", ONLINE),
     ("trainer.py", "        ema_decay,\n        online",
      "        0.9999,\n        online", SOFT),
     # The schedule
@@ -176,6 +179,7 @@ MUTANTS = [
      NOISE),
     ("batches.py", "config.randaugment_num_ops if disturbed", "2 if disturbed",
      NOISE),
+    ("batches.py", "randaugment_ops=config.randaugment_ops,", "", NOISE),
     ("batches.py", "randaugment_contrast=config.randaugment_contrast,", "",
      NOISE),
     ("batches.py", "chosen = getattr(config, name)", "chosen = None", NOISE),
@@ -204,10 +208,39 @@ MUTANTS = [
      SOFT),
     ("pseudo_labels/dataset.py", "probs = probs ** (1 / temperature)",
      "probs = probs**temperature", SOFT),
-    ("pseudo_labels/dataset.py", "copies[first : first + BLOCK] > past",
-     "copies[first : first + BLOCK] >= past", SOFT),
+    ("pseudo_labels/dataset.py", "copies[first : first + self._block] > past",
+     "copies[first : first + self._block] >= past", SOFT),
     ("data/pipelines.py", "part.batch_size // num_replicas)",
      "part.batch_size)", DEVICES),
+    # Thought of when the tests were written
+    ("run.py", "self.config.image_size or VARIANTS[variant].image_size",
+     "training_image_size(self.config, variant)", BUILT),
+    ("learning.py", "run.labeled.num_examples - len(skipped)",
+     "run.labeled.num_examples", SOFT),
+    ("learning.py", "run, phase, iteration, skipped, skipped_unlabeled",
+     "run, phase, iteration", SOFT),
+    ("batches.py", "size = run.workdir.image_size(iteration - 1)",
+     "size = image_size", SIZE),
+    ("batches.py", "image_size = run.finetuning_size(iteration)", "pass",
+     BUILT),
+    ("assembly.py", "load_teacher(run, iteration - 1),",
+     "load_teacher(run, 0),", SIZE),
+    ("batches.py", '"unlabeled": make_teacher_augment(run, iteration - 1)',
+     '"unlabeled": make_teacher_augment(run, 0)', SIZE),
+    ("phases.py", "if config.finetune:", "if False:", HARD),
+    ("prerequisites.py", "iteration = run.workdir.newest_model() or 0",
+     "iteration = 0", HARD),
+    ("assembly.py", "kind=config.pseudo_label_kind,", "", ONLINE),
+    ("assembly.py", "temperature=config.temperature,", "", ONLINE),
+    ("assembly.py", "label_smoothing=config.label_smoothing,", "", ONLINE),
+    ("assembly.py", "num_labeled=labeled,\n                kind",
+     "num_labeled=0,\n                kind", ONLINE),
+    ("batches.py", 'random_crop="crop" in noise', "random_crop=True", NOISE),
+    ("run.py", "num_classes=config.num_classes,", "", SETS),
+    ("run.py", "seed=config.seed)", "seed=0)", SETS),
+    ("run.py", "split = config.eval_split if role", 'split = "test" if role',
+     SETS),
+    ("run.py", '"data_dir": config.data_dir,', '"data_dir": None,', SETS),
 ]  # fmt: skip
 
 

@@ -125,16 +125,17 @@ def test_networks_are_built_as_the_settings_say(
 def test_an_online_teacher_sees_images_at_its_own_size(start, images):
     start(
         image_size=None,
-        students="b1",
+        students="b1,b1",
         eval_dir=None,
         online_teacher=True,
         batch_size=3,
         force=True,
     )
-    (teacher,) = seen("pixels_seen", training=False)
-    assert teacher.shape == (6, 224, 224, 3)
+    teachers = [batch.shape for batch in seen("pixels_seen", training=False)]
+    assert teachers == [(6, 224, 224, 3), (6, 240, 240, 3)]
     shapes = [batch.shape for batch in seen("pixels_seen")]
-    assert shapes == [(3, 224, 224, 3), (9, 240, 240, 3)]
+    student = (9, 240, 240, 3)
+    assert shapes == [(3, 224, 224, 3), student, student]
 
 
 # Noise
@@ -170,6 +171,7 @@ def test_noise_meets_the_images_it_is_meant_for(
         randaugment_num_ops=3,
         randaugment_magnitude=1.5,
         randaugment_contrast="corrected",
+        randaugment_ops="paper",
         cutout_const=3,
         translate_const=2,
         cutout_size=4,
@@ -184,6 +186,7 @@ def test_noise_meets_the_images_it_is_meant_for(
         if call["num_ops"]:
             assert call["num_ops"] == 3 and call["magnitude"] == 1.5
             assert call["contrast"] == "corrected"
+            assert len(call["ops"]) == 14
             assert call["cutout_const"] == 3 and call["translate_const"] == 2
 
     pixels = seen("pixels_seen")

@@ -459,14 +459,19 @@ def test_two_devices_compute_what_one_does(numbers, two_replicas):
     run.distill(1, teacher, 2)
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_an_online_teacher_in_parts(numbers, kind):
+@pytest.mark.parametrize(
+    ("kind", "weight", "weights"),
+    # A batch holds twice as many pseudo-labeled images as labeled ones.
+    [("soft", "equal", (1, 1)), ("hard", "mean", (1 / 3, 2 / 3))],
+)
+def test_an_online_teacher_in_parts(numbers, kind, weight, weights):
     run = numbers(
         students="b0",
         unlabeled_ratio="2",
         online_teacher=True,
         accumulation_steps=2,
         pseudo_label_kind=kind,
+        unlabeled_weight=weight,
         temperature=2.0,
     )
     phases.run_mode(run.config)
@@ -476,34 +481,43 @@ def test_an_online_teacher_in_parts(numbers, kind):
     targets = softmax(logits / 2)
     if kind == "hard":
         targets = smooth(logits.argmax(axis=1), run.settings["label_smoothing"])
-    part = run.unlabeled(1, np.ones(24, int), targets, 2)
-    student = run.train([run.labeled, part])
+    parts = [run.labeled, run.unlabeled(1, np.ones(24, int), targets, 2)]
+    student = run.train(
+        [
+            (weight, images, targets)
+            for weight, (_, images, targets) in zip(weights, parts, strict=True)
+        ]
+    )
     run.check_model("iteration_1/model.keras", student)
 
 
 def test_weights_from_elsewhere(numbers, tmp_path):
     given = numbers(students=None).train_teacher()
-    path = tmp_path / "given.keras"
-    network = tiny_run.TinyNetworks()(num_classes=4, image_size=tiny_run.SIDE)
-    tiny_run.assign(network, given)
-    network.save(path)
+    other = {name: 0.8 * weight for name, weight in given.items()}
+    path, other_path = tmp_path / "given.keras", tmp_path / "other.keras"
+    for weights, where in ((given, path), (other, other_path)):
+        network = tiny_run.TinyNetworks(weights)(
+            num_classes=4, image_size=tiny_run.SIDE
+        )
+        network.save(where)
 
     # A teacher that is trained begins there.
     run = numbers(workdir="taught", students=None, init_from=str(path))
     phases.run_mode(run.config)
     run.check_model("iteration_0/model.keras", run.train([run.labeled], given))
-    # One that is taken as it is labels; its student begins anew.
+    # One that is taken as it is labels; its student begins elsewhere.
     run = numbers(
         workdir="taken",
         students="b0",
         init_from=str(path),
+        student_init_from=str(other_path),
         train_teacher=False,
         unlabeled_ratio="2",
     )
     phases.run_mode(run.config)
     run.check_model("iteration_0/model.keras", given)
     assert run.results()[0]["steps"] == 0
-    run.distill(1, given, 2)
+    run.distill(1, given, 2, start=other)
     # Weights can be finetuned without training: here all but the last layer
     # is left alone, with a rate of its own.
     run = numbers(
