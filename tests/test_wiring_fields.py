@@ -358,7 +358,7 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
     assert calls[1]["threshold"] == 0.3 and calls[1]["ceiling"] is None
     assert calls[1]["duplicate"] is True
     # The average of the classes that keep any.
-    folder = open_run(labeled_run).workdir.labels(1)
+    folder = pathlib.Path(labeled_run.workdir) / "iteration_1" / "labels"
     top = np.load(folder / "top-00000-of-00001.npy")
     kept = top["class"][top["confidence"] > 0.3]
     assert calls[1]["images_per_class"] == -(-len(kept) // len(set(kept)))
