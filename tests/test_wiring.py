@@ -107,6 +107,7 @@ WATCHED = {
     "balance": SELECT,
     "duplicate": SELECT,
     "max_unlabeled": SELECT,
+    "max_copies": "test_no_image_is_shown_more_often_than_max_copies",
 }
 CHANGES_NOTHING = {
     "checkpoint_minutes",  # what a stop loses
