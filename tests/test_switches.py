@@ -698,13 +698,16 @@ def test_no_image_is_shown_more_often_than_max_copies(tmp_path, capsys):
     count = run.unlabeled.num_examples
     classes = np.where(np.arange(count) < 3, 0, np.arange(count) % 9 + 1)
     labels = store_probs(run, 1, 0.8 * np.eye(10)[classes] + 0.02)
+    source = {
+        "fingerprint": run.unlabeled.fingerprint,
+        "shard_sizes": run.unlabeled.shard_sizes,
+    }
+    labels.begin({"source": source})
     phases.select(run, 1)
     free = labels.copies()
     assert free.max() == 134  # of 400 in 3
     told = capsys.readouterr().out
     assert "134 times" in told and "--max_copies=100" in told
-
-    labels.begin({"source": {"fingerprint": run.unlabeled.fingerprint}})
 
     other = digits_run(
         tmp_path / "other",
@@ -769,6 +772,11 @@ def test_selecting_again_tells_the_results_so(tmp_path):
     rng = np.random.default_rng(0)
     count = run.unlabeled.num_examples
     labels = store_probs(run, 1, rng.dirichlet(np.full(10, 0.2), count))
+    source = {
+        "fingerprint": run.unlabeled.fingerprint,
+        "shard_sizes": run.unlabeled.shard_sizes,
+    }
+    labels.begin({"source": source})
     phases.select(run, 1)
     assert run.workdir.results() == []  # not labeled as a phase yet
     record = {
