@@ -127,11 +127,27 @@ def command(images, mode, *flags):
     )
 
 
-def take_a_teacher(images, *flags):
-    """A run whose teacher is taken as it is: all but the training is done."""
-    made = make_finished_run(images / "made", CLASSES)
-    weights = f"--init_from={made.trained_model(0)}"
-    return command(images, "teach", "--notrain_teacher", weights, *flags)
+@pytest.fixture(scope="module")
+def weights(few_blocks, tmp_path_factory):
+    """Two models that are made up, for two classes and for three."""
+    root = tmp_path_factory.mktemp("weights")
+    names = {2: CLASSES, 3: ("0", "1", "2")}
+    return {
+        count: make_finished_run(root / str(count), names[count])
+        for count in names
+    }
+
+
+@pytest.fixture
+def take_a_teacher(images, weights):
+    """Takes a teacher as it is: a run in which all but the training is done."""
+
+    def take(*flags, num_classes=2):
+        path = weights[num_classes].trained_model(0)
+        taken = ("--notrain_teacher", f"--init_from={path}")
+        return command(images, "teach", *taken, *flags)
+
+    return take
 
 
 def skipped(images):
@@ -140,12 +156,12 @@ def skipped(images):
 
 
 def test_evaluation_images_get_no_label_and_are_not_trained_on(
-    images, capsys, monkeypatch
+    images, take_a_teacher, capsys, monkeypatch
 ):
     shutil.copy(images / "eval/dog/2.png", images / "unlabeled/another.png")
     shutil.copy(images / "eval/cat/0.png", images / "labeled/cat/x.png")
     shutil.copy(images / "labeled/cat/1.png", images / "labeled/dog/x.png")
-    assert take_a_teacher(images) == 0
+    assert take_a_teacher() == 0
     text = capsys.readouterr().out
     assert "1 image of" in text and "is in the evaluation set too" in text
     assert "copies among the labeled images: 1; 1 image in more than" in text
@@ -172,41 +188,45 @@ def test_evaluation_images_get_no_label_and_are_not_trained_on(
     assert labels.read_copies(shard)[row] == 0
 
 
-def test_a_class_without_a_usable_image_is_refused(images, capsys):
+def test_a_class_without_a_usable_image_is_refused(
+    images, take_a_teacher, capsys
+):
     for number, path in enumerate((images / "labeled/dog").iterdir()):
         if number % 2:
             path.write_bytes(b"no image")
         else:
             shutil.copy(images / "eval/dog/1.png", path)
     for _ in range(2):  # the second time as well
-        assert take_a_teacher(images) == 2
+        assert take_a_teacher() == 2
         assert "no image of class dog" in capsys.readouterr().err
         assert [row[0] for row in skipped(images)] == ["labeled"] * 4
-    save_images(images / "labeled/dog/more", 1, 9)
-    assert take_a_teacher(images) == 0
 
 
-def test_a_class_of_which_there_are_no_images_is_told(images, capsys):
+def test_a_class_of_which_there_are_no_images_is_told(
+    images, take_a_teacher, capsys
+):
     records = f"--labeled_tfrecords={as_records(images, 'labeled', 0, 1)}"
     flags = ("--labeled_dir=", "--num_classes=3", records, "--eval_dir=")
-    made = make_finished_run(images / "three", tuple("012"))
-    weights = f"--init_from={made.trained_model(0)}"
-    assert command(images, "teach", "--notrain_teacher", weights, *flags) == 0
+    assert take_a_teacher(*flags, num_classes=3) == 0
     assert "no labeled images of class 2: a model" in capsys.readouterr().out
 
 
-def test_labels_of_evaluation_are_checked_before_any_decoding(images, capsys):
+def test_labels_of_evaluation_are_checked_before_any_decoding(
+    images, take_a_teacher, capsys
+):
     records = f"--eval_tfrecords={as_records(images, 'eval', 0, 5)}"
-    assert take_a_teacher(images, "--eval_dir=", records) == 2
+    assert take_a_teacher("--eval_dir=", records) == 2
     error = capsys.readouterr().err
     assert "the label 5 of" in error and "outside the 2 classes" in error
     assert not list((images / "run").glob("skipped*"))
 
 
-def test_an_evaluation_set_that_is_trained_on_is_told(images, capsys):
+def test_an_evaluation_set_that_is_trained_on_is_told(
+    images, take_a_teacher, capsys
+):
     shutil.rmtree(images / "labeled")
     shutil.copytree(images / "eval", images / "labeled")
-    assert take_a_teacher(images) == 0
+    assert take_a_teacher() == 0
     text = capsys.readouterr().out
     assert "warning: all 6 labeled images" in text and "has seen" in text
     assert not skipped(images)
