@@ -322,6 +322,8 @@ def check_complete(run, iteration):
 
 def check_label_classes(run, labels):
     """Refuse labels of other classes than the run has."""
+    if not labels.manifest_path.exists():
+        return  # nothing says what they are
     classes = labels.manifest().get("classes")
     if classes is not None and tuple(classes) != run.class_names:
         raise UserError(
