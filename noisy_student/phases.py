@@ -113,7 +113,10 @@ def teach(run):
 
 
 def label(run, iteration=None):
-    """Let the teacher label every unlabeled image, then filter and balance."""
+    """Let the teacher label the unlabeled images, then filter and balance.
+
+    All of them, or those that `--selection_from` kept (official reassign.sh).
+    """
     prerequisites.check_stored_labels(run)
     iteration = prerequisites.choose_iteration(run, iteration, "label")
     if run.unlabeled is None and run.workdir.is_done("label", iteration):
@@ -125,20 +128,32 @@ def label(run, iteration=None):
     prerequisites.check_better_than_guessing(run, teacher)
     run.begin()
     labels = run.label_store(iteration)
-    prerequisites.check_manifest(run, iteration)
     missing = labels.missing_shards()
-    print(f"Label {iteration}: {run.unlabeled.num_examples} images")
+    selected = labels.read_selection() is not None
+    is_wanted = None
+    if selected and not missing:
+        # Needs the other selection no more.
+        prerequisites.check_manifest(run, iteration)
+    elif run.config.selection_from:
+        other = prerequisites.check_other_selection(
+            run, run.unlabeled.fingerprint
+        )
+        is_wanted = other.is_kept
+        kept = prerequisites.describe_kept(other)
+        prerequisites.check_manifest(run, iteration, selection_from=kept)
+    else:
+        prerequisites.check_manifest(run, iteration, selection_from=None)
+    print(f"Label {iteration}: {labels.num_images()} images")
     num_shards = len(run.unlabeled.shard_sizes)
     if 0 < len(missing) < num_shards:
         print(f"  {len(missing)} of {num_shards} shards left")
     started = time.monotonic()
-    for shard, probs, _ in predicting.labels_of(
-        run, teacher, run.unlabeled, missing
+    for shard, probs in predicting.labels_of(
+        run, teacher, run.unlabeled, missing, is_wanted
     ):
         labels.write_probs(shard, probs)
-    selected = labels.read_selection() is not None
     if not selected:
-        skipping.record(run, "unlabeled", labels.undecodable())
+        skipping.record(run, "unlabeled", labels.undecodable(is_wanted))
         _select(run, iteration)
     # A run may have been killed between the two.
     if missing or run.workdir.find_result("label", iteration) is None:
@@ -147,7 +162,7 @@ def label(run, iteration=None):
                 "phase": "label",
                 "iteration": iteration,
                 "variant": run.config.variant_of(teacher),
-                "num_examples": run.unlabeled.num_examples,
+                "num_examples": labels.num_images(),
                 "num_kept": labels.read_selection()["num_kept"],
             },
             time.monotonic() - started,
@@ -227,6 +242,7 @@ def _select(run, iteration):
         images_per_class=images_per_class,
         class_names=run.class_names,
         inclusive=config.selection == "official_bins",
+        num_left_out=len(confidence) - labels.num_images(),
     )
     watching.log_selection(run, iteration, confidence, summary)
     labels.write_copies(copies, summary)

@@ -14,6 +14,7 @@ from noisy_student import assembly
 from noisy_student import batches
 from noisy_student import skipping
 from noisy_student.data import decoding
+from noisy_student.data import sources
 from noisy_student.data import undecodable
 from noisy_student.errors import UserError
 from noisy_student.evaluation import predictions
@@ -29,7 +30,7 @@ from noisy_student.training import distribution
 PATIENCE = 15
 
 
-def labels_of(run, iteration, source, shards):
+def labels_of(run, iteration, source, shards, is_wanted=None):
     """Let the model of an iteration label shards, as a teacher.
 
     Evaluation images that are among them get no label.
@@ -39,18 +40,23 @@ def labels_of(run, iteration, source, shards):
         iteration: Of the model.
         source: The `Source` to label.
         shards: Their numbers.
+        is_wanted: Function from a shard's number to bool `(N_i,)`: the images
+            to label; None for all. The others are not read.
 
     Yields:
-        Triples (shard, probs, labels) as `predict.predict_shards` gives them.
+        Pairs of a shard and float32 `(N_i, C)` probabilities, NaN where an
+        image has no label.
     """
     if not shards:
         return
     source = skipping.without_evaluation(run, source)
+    if is_wanted:
+        source = sources.subset(source, is_wanted)
     keras.backend.clear_session()
     with run.strategy.scope():
         network = assembly.load_teacher(run, iteration)
     augment = batches.make_teacher_augment(run, iteration)
-    yield from _predict(
+    for shard, probs, _ in _predict(
         run,
         network,
         augment,
@@ -60,7 +66,12 @@ def labels_of(run, iteration, source, shards):
         seed_of=lambda shard: run.seed(
             "noise of the teacher", iteration, shard
         ),
-    )
+    ):
+        if is_wanted:
+            wanted, answers = is_wanted(shard), probs
+            probs = np.full((len(wanted), answers.shape[1]), np.nan, np.float32)
+            probs[wanted] = answers
+        yield shard, probs
 
 
 def accuracy_of(run, iteration):

@@ -5,6 +5,7 @@ Each function returns what a phase asks for or raises one sentence: what is
 missing, and the command that makes it.
 """
 
+import hashlib
 import math
 import os
 import shlex
@@ -198,13 +199,19 @@ def has_learned_otherwise(run, iteration):
     return bool(changed)
 
 
-def check_manifest(run, iteration):
-    """Tie labels to what they are made of, or check that it is the same."""
+def check_manifest(run, iteration, **more):
+    """Tie labels to what they are made of, or check that it is the same.
+
+    Args:
+        run: The `Run`.
+        iteration: Of the student.
+        **more: What is not in `manifest`, for it matters to labeling alone.
+    """
     labels = run.label_store(iteration)
     way_out = f"delete {labels.directory} to label again"
     if has_begun(run, iteration):  # what it learned from is not to be lost
         way_out = "bring that back, or add a student to --students"
-    labels.begin(manifest(run, iteration), way_out)
+    labels.begin(manifest(run, iteration) | more, way_out)
 
 
 def check_stored_labels(run):
@@ -417,6 +424,13 @@ def other_selection(run, labels, confidence):
     other = check_other_selection(
         run, labels.manifest()["source"]["fingerprint"]
     )
+    labeled = labels.labeled_subset()
+    if labeled and labeled["sha256"] != describe_kept(other)["sha256"]:
+        raise UserError(
+            f"the labels in {labels.directory} are of those images alone that "
+            f"the selection in {labeled['name']} kept: give that one as "
+            "--selection_from, or label in another --workdir"
+        )
     copies = other.copies()
     copies[np.isnan(confidence)] = 0
     return copies
@@ -443,9 +457,33 @@ def check_other_selection(run, fingerprint=None):
             f"--selection_from={directory} is a selection of other images "
             "than those of this run: give one of the same unlabeled images"
         )
-    for shard in range(len(sizes)):
-        other.read_copies(shard)
+    if not any([other.is_kept(shard).any() for shard in range(len(sizes))]):
+        raise UserError(
+            f"the selection in --selection_from={directory} keeps no image: "
+            "select anew there, with a lower --confidence_threshold"
+        )
     return other
+
+
+def describe_kept(other):
+    """Which images a selection kept, for a manifest.
+
+    Args:
+        other: The `LabelStore` of the selection.
+
+    Returns:
+        Dict of its `name`, `num_images` and `sha256`, of one bit an image.
+    """
+    digest, count = hashlib.sha256(), 0
+    for shard in range(len(other.shard_sizes)):
+        kept = other.is_kept(shard)
+        digest.update(np.packbits(kept).tobytes())
+        count += int(kept.sum())
+    return {
+        "name": str(other.directory),
+        "num_images": count,
+        "sha256": digest.hexdigest(),
+    }
 
 
 def manifest(run, iteration):

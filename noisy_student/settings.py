@@ -351,7 +351,8 @@ class LabelSettings:
     )
     selection_from: str | None = knob(
         None,
-        "Folder of other labels of the same images, whose selection is taken.",
+        "Folder of other labels of the same images: what was selected there is "
+        "labeled, nothing else, and that selection is taken.",
         kind=PATH,
     )
     confidence_threshold: float | str = knob(

@@ -36,6 +36,7 @@ SEED = FIELDS + "the_seed_decides_weights_and_order"
 SIZE = FIELDS + "an_online_teacher_sees_images_at_its_own_size"
 SETS = FIELDS + "splits_and_folders_of_data_sets"
 SELECT = FIELDS + "the_settings_of_a_selection"
+KEPT = FIELDS + "what_another_selection_dropped_is_not_labeled"
 
 # File in the package, old text, new text, the tests that should notice.
 MUTANTS = [
@@ -197,6 +198,7 @@ MUTANTS = [
     ("phases.py", "if config.balance and not", "if not", SELECT),
     ("phases.py", "duplicate=config.duplicate,", "", SELECT),
     ("phases.py", "}[config.selection]", '}["exact"]', SELECT),
+    ("phases.py", "missing, is_wanted", "missing", KEPT),
     ("phases.py", 'seed=run.seed("selection", iteration)',
      'seed=run.seed("selection")', SOFT),
     ("phases.py", "            config.max_unlabeled,\n", "            10**9,\n",

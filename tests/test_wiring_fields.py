@@ -6,9 +6,11 @@ rely on: the arguments of `build_model`, `randaugment`, `select` and the crops,
 and the pixels and activations inside of a tiny network.
 """
 
+import csv
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -19,11 +21,14 @@ from tiny_run import seen
 
 from noisy_student import phases
 from noisy_student.config import Config
+from noisy_student.data import decoding
 from noisy_student.data import preprocessing
 from noisy_student.data import randaugment
 from noisy_student.data import sources
 from noisy_student.data import tfds_source
+from noisy_student.errors import UserError
 from noisy_student.pseudo_labels import selection
+from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.run import open_run
 
 MARK = 77.0  # of a pixel that RandAugment was at
@@ -370,6 +375,200 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
     again, _ = select(selection_from=str(folder), confidence_threshold=0.9)
     assert len(calls) == 3
     np.testing.assert_array_equal(again, copies)
+
+
+@pytest.fixture
+def other_selection(tmp_path, monkeypatch):
+    """A run that is to label what another selection kept, with its teacher.
+
+    Among what was kept are an image that cannot be decoded and one that is an
+    evaluation image; of one shard nothing was kept.
+    """
+    monkeypatch.setattr(sources, "IMAGES_PER_SHARD", 7)
+    images = tiny_run.Images(tmp_path)
+    unlabeled = tmp_path / "unlabeled"
+    (unlabeled / "not_kept.png").write_bytes(b"no image, either")
+    shutil.copy(tmp_path / "eval/blue/001.png", unlabeled / "copy.png")
+    networks = tiny_run.TinyNetworks(tiny_run.initial_weights())
+    tiny_run.install(monkeypatch, networks)
+    config = tiny_run.config(
+        images,
+        tmp_path / "run",
+        **SHORT,
+        students="b0",
+        confidence_threshold=0.0,
+        force=True,
+    )
+    run = open_run(config)
+    sizes = run.unlabeled.shard_sizes
+    assert len(sizes) == 4
+    names = [
+        [
+            pathlib.Path(run.unlabeled.example_name(shard, row)).name
+            for row in range(size)
+        ]
+        for shard, size in enumerate(sizes)
+    ]
+    special = {"zzz.png", "copy.png"}
+    empty = next(k for k in range(4) if not special & {*names[k]})
+    kept = {"zzz.png", "copy.png"}
+    for shard in {*range(4)} - {empty}:
+        good = [name for name in names[shard] if name[0] == "0"]
+        kept |= {*good[1:3]}
+    names = sum(names, [])
+    other = LabelStore(tmp_path / "other", sizes, 4)
+    other.begin(
+        {
+            "source": {
+                "fingerprint": run.unlabeled.fingerprint,
+                "shard_sizes": list(sizes),
+            },
+            "classes": list(run.class_names),
+        }
+    )
+    copies = 3 * np.isin(names, list(kept)).astype(np.uint32)
+    summary = {"num_images": len(names), "num_kept": len(kept)}
+    summary |= {"num_selected": 3 * len(kept), "kept_per_class": [2] * 4}
+    other.write_copies(copies, summary)
+    config = dataclasses.replace(config, selection_from=str(other.directory))
+    run = open_run(config)
+    network = networks(num_classes=4, image_size=tiny_run.SIDE)
+    run.workdir.save_model(network, run.workdir.trained_model(0))
+    return run, images, np.array(names), copies, other
+
+
+def test_what_another_selection_dropped_is_not_labeled(
+    other_selection, monkeypatch, tmp_path, capsys
+):
+    run, images, names, copies, other = other_selection
+    kept = copies > 0
+    decoded = set()
+    decode = decoding.decode
+
+    def remember(encoded):
+        decoded.add(encoded)
+        return encoded
+
+    monkeypatch.setattr(
+        decoding,
+        "decode",
+        lambda encoded: decode(
+            tf.ensure_shape(
+                tf.numpy_function(remember, [encoded], tf.string), []
+            )
+        ),
+    )
+    tiny_run.SEEN.clear()
+    phases.label(run)
+    assert f"Label 1: {kept.sum()} images" in capsys.readouterr().out
+    # The copy of an evaluation image is read, and not decoded.
+    read = {
+        (tmp_path / "unlabeled" / name).read_bytes()
+        for name in names[kept]
+        if name != "copy.png"
+    }
+    assert decoded == read
+    good = kept & ~np.isin(names, ["zzz.png", "copy.png"])
+    views = seen("pixels_seen", training=False)
+    assert len(views) == 3  # a batch for each shard of which some were kept
+    found = find(np.concatenate(views), images.unlabeled)
+    expected = sorted(int(name[:3]) for name in names[good])
+    assert sorted(found[found >= 0]) == expected
+
+    labels = run.label_store(1)
+    confidence, _ = labels.confidences()
+    np.testing.assert_array_equal(~np.isnan(confidence), good)
+    np.testing.assert_array_equal(labels.copies(), copies * good)
+    told = list(csv.reader((run.workdir.path / "skipped.csv").open()))
+    told = {pathlib.Path(row[1]).name for row in told if row[0] == "unlabeled"}
+    assert told == {"zzz.png", "copy.png"}
+    record = run.workdir.find_result("label", 1)
+    assert record["num_examples"] == kept.sum()
+    assert record["num_kept"] == good.sum()
+    manifest = labels.manifest()["selection_from"]
+    assert manifest["name"] == str(tmp_path / "other")
+    assert manifest["num_images"] == kept.sum()
+
+    # Each label is at its image: the one that it has when all are labeled.
+    whole = open_run(
+        dataclasses.replace(
+            run.config, workdir=str(tmp_path / "whole"), selection_from=None
+        )
+    )
+    shutil.copytree(
+        run.workdir.path / "iteration_0", tmp_path / "whole/iteration_0"
+    )
+    phases.label(whole)
+    for shard in range(4):
+        np.testing.assert_allclose(
+            labels.read_probs(shard)[other.is_kept(shard)],
+            whole.label_store(1).read_probs(shard)[other.is_kept(shard)],
+            atol=1e-3,
+        )
+    assert "selection_from" not in (
+        key for key, value in whole.label_store(1).manifest().items() if value
+    )
+
+    # Selected anew, the others do not count as images of low confidence.
+    capsys.readouterr()
+    select = dataclasses.replace(
+        run.config, mode="select", selection_from=None, balance=False
+    )
+    phases.run_mode(select)
+    assert f"{good.sum()} of {kept.sum()} images have a confidence" in (
+        capsys.readouterr().out
+    )
+    summary = labels.read_selection()
+    assert summary["num_images"] == kept.sum()
+    assert summary["num_undecodable"] == 2
+    # A finished labeling needs the other selection no more.
+    shutil.move(other.directory, tmp_path / "away")
+    phases.label(run)
+    assert "all labeled and selected already" in capsys.readouterr().out
+
+
+def test_labels_are_of_one_selection(other_selection, tmp_path, monkeypatch):
+    run, _, _, copies, other = other_selection
+
+    class Killed(Exception):
+        pass
+
+    def killed(self, shard, probs):
+        if shard == 2:
+            raise Killed
+        write(self, shard, probs)
+
+    write = LabelStore.write_probs
+    monkeypatch.setattr(LabelStore, "write_probs", killed)
+    with pytest.raises(Killed):
+        phases.label(run)
+    monkeypatch.setattr(LabelStore, "write_probs", write)
+    summary = other.read_selection()
+    other.write_copies(np.ones_like(copies), summary)
+    with pytest.raises(UserError, match="8 images kept in .*, now 27"):
+        phases.label(run)
+    alone = dataclasses.replace(run.config, selection_from=None)
+    with pytest.raises(UserError, match="8 images kept in .*, now null"):
+        phases.label(dataclasses.replace(run, config=alone))
+    other.write_copies(copies, summary)
+    phases.label(run)
+
+    # With the bytes of a labeling that was not stopped.
+    unbroken = dataclasses.replace(run.config, workdir=str(tmp_path / "again"))
+    shutil.copytree(
+        run.workdir.path / "iteration_0", tmp_path / "again/iteration_0"
+    )
+    phases.label(open_run(unbroken))
+    for path in run.label_store(1).directory.iterdir():
+        again = tmp_path / "again/iteration_1/labels" / path.name
+        assert path.read_bytes() == again.read_bytes(), path
+
+    other.write_copies(np.ones_like(copies), summary)
+    with pytest.raises(UserError, match="those images alone"):
+        phases.select(run)
+    other.write_copies(np.zeros_like(copies), summary)
+    with pytest.raises(UserError, match="keeps no image"):
+        phases.select(run)
 
 
 # Sources

@@ -77,6 +77,43 @@ class Source:
         return sum(self.shard_sizes)
 
 
+def subset(source, is_wanted):
+    """Some images of a source, without reading the others.
+
+    Args:
+        source: a `Source`.
+        is_wanted: number of a shard -> bool `(N_i,)`.
+
+    Returns:
+        A `Source` with the same number of shards, some of which may be empty.
+    """
+
+    def rows(shard):
+        return np.flatnonzero(is_wanted(int(shard)))
+
+    def open_shard(shard):
+        wanted = tf.numpy_function(is_wanted, [shard], tf.bool)
+        wanted = tf.data.Dataset.from_tensor_slices(
+            tf.ensure_shape(wanted, [None])
+        )
+        examples = tf.data.Dataset.zip(wanted, source.open_shard(shard))
+        # Before `load`: what is dropped costs no read.
+        examples = examples.filter(lambda is_wanted, _: is_wanted)
+        return examples.map(lambda _, example: example)
+
+    return dataclasses.replace(
+        source,
+        shard_sizes=tuple(
+            len(rows(shard)) for shard in range(len(source.shard_sizes))
+        ),
+        open_shard=open_shard,
+        example_name=lambda shard, row: source.example_name(
+            shard, rows(shard)[row]
+        ),
+        positions=None,
+    )
+
+
 def digits(split, *, labels_per_class=5, seed=0):
     """Scikit-learn's 1797 scans of handwritten digits: 8x8, gray, as PNG.
 

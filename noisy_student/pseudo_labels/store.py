@@ -101,6 +101,22 @@ class LabelStore:
         """What the labels that are there depend on."""
         return _manifest(self.manifest_path)
 
+    def labeled_subset(self):
+        """Which images were to be labeled, as the manifest says.
+
+        Returns:
+            Dict with `name` of the selection, `num_images` and `sha256`; None
+            if all were.
+        """
+        if not self.manifest_path.exists():
+            return None
+        return self.manifest().get("selection_from")
+
+    def num_images(self):
+        """Images that are labeled or were to be labeled."""
+        subset = self.labeled_subset()
+        return subset["num_images"] if subset else sum(self.shard_sizes)
+
     def missing_shards(self):
         """Numbers of the shards that have no predictions yet."""
         shards = range(len(self.shard_sizes))
@@ -145,6 +161,10 @@ class LabelStore:
         """uint32 `(N_i,)`, how often each is shown, memory-mapped."""
         row = np.dtype(np.uint32)
         return self._read_array(self.copies_path(shard), shard, row, "select")
+
+    def is_kept(self, shard):
+        """Bool `(N_i,)`, which images are shown at all."""
+        return np.asarray(self.read_copies(int(shard))) > 0
 
     def write_copies(self, copies, summary):
         """Store a selection over all shards; the summary comes last.
@@ -214,15 +234,20 @@ class LabelStore:
                 raise _damaged(self.top_path(shard), "label")
         return confidence, predicted_class
 
-    def undecodable(self):
-        """Pairs (shard, row) of the images without a prediction."""
-        return [
-            (shard, int(row))
-            for shard in range(len(self.shard_sizes))
-            for row in np.flatnonzero(
-                np.isnan(self.read_top(shard)["confidence"])
-            )
-        ]
+    def undecodable(self, is_wanted=None):
+        """Pairs (shard, row) of the images without a prediction.
+
+        Args:
+            is_wanted: Function from a shard to bool `(N_i,)`, the images that
+                were to have one; None for all.
+        """
+        found = []
+        for shard in range(len(self.shard_sizes)):
+            missing = np.isnan(self.read_top(shard)["confidence"])
+            if is_wanted:
+                missing &= is_wanted(shard)
+            found += [(shard, int(row)) for row in np.flatnonzero(missing)]
+        return found
 
     def read_top(self, shard):
         """Records `(N_i,)` of `rows.top_dtype`: confidence and class."""
@@ -284,6 +309,10 @@ def _manifest(path):
                 isinstance(size, int)
                 for size in manifest["source"].get("shard_sizes", ())
             )
+            and (
+                manifest.get("selection_from") is None
+                or isinstance(manifest["selection_from"]["num_images"], int)
+            )
         ),
         f"delete {path.parent} to label again",
     )
@@ -304,5 +333,7 @@ def _short(value):
     """A value as an error message shows it."""
     if isinstance(value, dict) and "shard_sizes" in value:
         return f"{sum(value['shard_sizes'])} images of {value['name']}"
+    if isinstance(value, dict) and "num_images" in value:
+        return f"{value['num_images']} images kept in {value['name']}"
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -25,6 +25,7 @@ def summarize(
     class_names,
     ceiling=None,
     inclusive=False,
+    num_left_out=0,
 ):
     """The content of `selection.json`.
 
@@ -37,6 +38,8 @@ def summarize(
         class_names: Tuple of C names.
         ceiling: Confidence that was not to be passed, or None.
         inclusive: Whether an image at the threshold passes.
+        num_left_out: Images that were not to be labeled, NaN among the
+            confidences; they count nowhere.
 
     Returns:
         Dict.
@@ -63,8 +66,8 @@ def summarize(
         "confidence_ceiling": ceiling,
         "includes_threshold": inclusive,
         "images_per_class": images_per_class,
-        "num_images": len(confidence),
-        "num_undecodable": num_undecodable,
+        "num_images": len(confidence) - num_left_out,
+        "num_undecodable": num_undecodable - num_left_out,
         "num_above_threshold": int(above.sum()),
         "num_kept": int(kept.sum()),
         "num_selected": int(selected.sum()),

@@ -150,7 +150,7 @@ def _round(workdir, iteration):
         "ceiling": ceiling,
         "inclusive": inclusive,
         "counts": counts,
-        "num_images": counts["num_images"],
+        "num_images": min(counts["num_images"], store.num_images()),
         "whole": len(labeled) == len(shards),
         "store": store,
         "manifest": manifest,
