@@ -2,7 +2,9 @@
 """Export a finished model: files that others can load, checked, and a card."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import tempfile
@@ -47,22 +49,40 @@ def export(config):
     folder = _folder(config, run, iteration)
     network, run = finished.load_finished(run, iteration)
     print(f"Export: {finished.title(run, iteration, network)} to {folder}")
-    failures = _write(run, iteration, network, names, folder)
+    # A folder that somebody chose may hold the model of another run.
+    replaces = config.output is None or config.force
+    failures = _write(run, iteration, network, names, folder, replaces)
     if failures:
         raise UserError(
-            "; ".join(f"no {name}: {why}" for name, why in failures.items())
+            "; ".join(f"no new {name}: {why}" for name, why in failures.items())
             + f"; what can be relied on is in {folder}"
         )
 
 
-def _write(run, iteration, network, names, folder):
-    """Fill the folder; returns dict of format -> why it is not there."""
+def _write(run, iteration, network, names, folder, replaces):
+    """Fill the folder; returns dict of format -> why it was not written.
+
+    Formats of the same model that stand there already, and are not written
+    anew, stay. Those of another model would pass for this one's.
+    """
     view = batches.make_augment(run, network.input_shape[1], noise=())
+    facts = history.facts(run, iteration, network)
+    facts["model"]["sha256"] = _digest(network, run)
+    versions = _versions()
     records, failures = {}, {}
     with (
         replacing_folder(folder) as temporary,
         tempfile.TemporaryDirectory(dir=temporary) as scratch,
     ):
+        standing = _standing(folder, facts["model"]["sha256"])
+        others = _names_in(folder) - {CARD, RECORD}
+        others -= {record["file"] for record in standing.values()}
+        stale = f"{', '.join(sorted(others))}, not known to be of this model"
+        if others and not replaces:
+            raise UserError(
+                f"{folder} holds {stale}: give another --output, or --force to "
+                "replace it"
+            )
         probe = f"{scratch}/probe.npz"
         images = checking.probe_images(network.input_shape[1])
         pixels = checking.write_probe(probe, images, view)
@@ -81,18 +101,26 @@ def _write(run, iteration, network, names, folder):
                 f"  {path.name}: loaded in a new process, logits differ by "
                 f"{worst:.1g} of the largest"
             )
-            records[name] = {"file": path.name, "deviation": worst}
+            records[name] = {
+                "file": path.name,
+                "deviation": worst,
+                "versions": versions,
+            }
         if not records:
             raise UserError(
                 "nothing could be exported: "
                 + "; ".join(f"no {n}: {why}" for n, why in failures.items())
             )
-        facts = history.facts(run, iteration, network)
+        for name in standing.keys() - records.keys():
+            records[name] = standing[name]
+            _copy(folder / records[name]["file"], temporary)
+        if others:
+            print(f"  removed: {stale}")
         facts |= {
-            "formats": records,
+            "formats": {n: records[n] for n in FORMATS if n in records},
             "as_trained": as_trained,
             "tolerance": checking.TOLERANCE,
-            "versions": _versions(),
+            "versions": versions,
         }
         write_json(temporary / RECORD, facts)
         write_text(temporary / CARD, model_card.render(facts))
@@ -117,6 +145,47 @@ def _portable(network, pixels):
     return portable, logits, checking.deviation(logits, trained)
 
 
+def _digest(network, run):
+    """SHA-256 of all that decides what the files of a model answer."""
+    digest = hashlib.sha256()
+    seen = [network.input_shape[1:], run.config.crop, list(run.class_names)]
+    digest.update(json.dumps(seen).encode())
+    for weight in network.weights:
+        digest.update(np.ascontiguousarray(weight))
+    return digest.hexdigest()
+
+
+def _standing(folder, sha256):
+    """Records of the formats that stand in a folder and are of a model."""
+    try:
+        facts = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if facts["model"]["sha256"] != sha256:
+            return {}
+        return {
+            name: record
+            for name, record in facts["formats"].items()
+            if record["file"] == FORMATS[name].file
+            and {"deviation", "versions"} <= record.keys()
+            and (folder / record["file"]).exists()
+        }
+    # No record, a damaged one, or one of an earlier version.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _names_in(folder):
+    return (
+        {path.name for path in folder.iterdir()} if folder.exists() else set()
+    )
+
+
+def _copy(path, folder):
+    if path.is_dir():
+        shutil.copytree(path, folder / path.name)
+    else:
+        shutil.copy2(path, folder)
+
+
 def _formats(config):
     """Names of the formats to write, those whose tools are here."""
     asked = config.formats()
@@ -139,11 +208,13 @@ def _formats(config):
 def _folder(config, run, iteration):
     """Where the export shall stand."""
     default = run.workdir.iteration(iteration or 0) / "export"
-    folder = finished.check_output(config, default)
+    # Whose model stands there shows when this one is loaded.
+    may_exist = dataclasses.replace(config, force=True)
+    folder = finished.check_output(may_exist, default)
     if folder.exists():
         if not folder.is_dir():
             raise UserError(f"{folder} is a file: give a folder")
-        others = {path.name for path in folder.iterdir()} - OURS
+        others = _names_in(folder) - OURS
         if others:
             raise UserError(
                 f"{folder} holds {printable(sorted(others)[0])}, which is no "

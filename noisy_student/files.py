@@ -211,7 +211,8 @@ def replacing_folder(path):
 
     Args:
         path: Where the folder shall stand; one that stands there is removed
-            with all that is in it, once the new one is filled.
+            with all that is in it, once the new one is filled. Whatever ends
+            the process, one of them is kept; the next call brings it back.
     """
     path = pathlib.Path(path)
     _check_there(path)
@@ -219,6 +220,13 @@ def replacing_folder(path):
     temporary, old = (
         path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old")
     )
+
+    def bring_back():
+        # Between the two renames only this one exists.
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+
+    bring_back()
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir()
@@ -230,6 +238,7 @@ def replacing_folder(path):
             os.rename(path, old)
         os.rename(temporary, path)
     finally:
+        bring_back()
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)

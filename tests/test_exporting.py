@@ -2,6 +2,7 @@
 """Exported models say what the network says, and what does not is not kept."""
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -47,8 +48,10 @@ def exported(workdir, tmp_path_factory):
     old = copy / "iteration_0" / "export"
     old.mkdir()
     (old / "model.onnx").write_text("of another model")
-    names = "--export_formats=savedmodel,keras"
-    assert run("--mode=export", f"--workdir={copy}", names) == 0
+    # One after the other: the second leaves the first.
+    for name in ("savedmodel", "keras"):
+        arguments = [f"--workdir={copy}", f"--export_formats={name}"]
+        assert run("--mode=export", *arguments) == 0
     return old
 
 
@@ -186,7 +189,7 @@ def test_what_says_something_else_is_not_left_standing(
     ("arguments", "named"),
     [
         (["--export_formats=onnx,pb"], "'pb'"),
-        (["--output=mine"], "--force"),
+        (["--output=mine"], "thesis.txt"),
         (["--output=mine", "--force"], "thesis.txt"),
         (["--output=file", "--force"], "is a file"),
         (["--workdir=none"], "--mode=teach"),
@@ -293,6 +296,177 @@ def test_the_code_of_the_card_runs(exported, images, tmp_path, monkeypatch):
         known = {"pixels": np.zeros((2, 16, 16, 3), np.float32)}
         exec(compile(block, "MODEL_CARD.md", "exec"), known)
         assert "answer" in known or known["logits"].shape == (2, 3)
+
+
+def written(network, path, view, class_names):
+    """Write the sum of the weights, in no time."""
+    del view, class_names
+    path.write_text(str(sum(np.sum(w) for w in network.get_weights())))
+
+
+@pytest.fixture
+def quick(workdir, tmp_path, monkeypatch):
+    """A copy of the run, its folder of exports, and a function that exports.
+
+    The formats are files of a few bytes, which no other process reads.
+    """
+    copy = tmp_path / "run"
+    shutil.copytree(workdir.path, copy)
+    names = {"keras": "model.keras", "onnx": "model.onnx"}
+    changed = {
+        name: formats.Format(name, file, (), written)
+        for name, file in names.items()
+    }
+    monkeypatch.setattr(exporting, "FORMATS", changed)
+    monkeypatch.setattr(
+        exporting, "_portable", lambda network, pixels: (network, None, 0.0)
+    )
+    monkeypatch.setattr(checking, "write_probe", lambda *_: None)
+    monkeypatch.setattr(checking, "reloaded_deviation", lambda *_: 0.0)
+
+    def export(names, *arguments):
+        names = f"--export_formats={names}"
+        return run("--mode=export", f"--workdir={copy}", names, *arguments)
+
+    return Workdir(copy), Workdir(copy).iteration(0) / "export", export
+
+
+def files_and_records(folder):
+    """Names of the files, without the card and the record, and the formats."""
+    record = json.loads((folder / "export.json").read_text())
+    names = {path.name for path in folder.iterdir()}
+    card = (folder / "MODEL_CARD.md").read_text()
+    for spec in exporting.FORMATS.values():
+        assert (f"| `{spec.file}` |" in card) == (spec.file in names)
+    return names - {"export.json", "MODEL_CARD.md"}, list(record["formats"])
+
+
+def train_on(workdir):
+    """Make the run's model another one."""
+    network = workdir.load_model(0)
+    kernel = network.layers[-1].kernel
+    kernel.assign(kernel * 2)
+    workdir.save_model(network, workdir.trained_model(0))
+
+
+BOTH = {"model.keras", "model.onnx"}, ["keras", "onnx"]
+
+
+@pytest.mark.parametrize("order", ["keras onnx", "onnx keras"])
+def test_a_format_is_added_to_those_of_the_same_model(quick, capsys, order):
+    _, folder, export = quick
+    first, second = order.split()
+    assert export(first) == 0
+    stays = exporting.FORMATS[first].file
+    before = (folder / stays).read_text()
+    assert export(second) == 0
+    assert files_and_records(folder) == BOTH
+    assert (folder / stays).read_text() == before
+    assert "removed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("record", ["old", "missing", "unknown"])
+def test_formats_of_another_model_do_not_look_fresh(quick, capsys, record):
+    workdir, folder, export = quick
+    assert export("keras,onnx") == 0
+    path = folder / "export.json"
+    if record == "old":
+        train_on(workdir)
+    elif record == "missing":
+        path.unlink()
+    else:
+        path.write_text('{"formats": {}}')  # of an earlier version
+    assert export("keras") == 0
+    assert files_and_records(folder) == ({"model.keras"}, ["keras"])
+    out = capsys.readouterr().out
+    assert "removed: model.keras, model.onnx, not known to be of this" in out
+
+
+def fails(network, path, view, class_names):
+    """Write half a file, and fail."""
+    path.write_text("half")
+    raise ValueError("no such operation")
+
+
+@pytest.mark.parametrize("asked", ["onnx", "keras,onnx"])
+def test_a_format_that_fails_leaves_the_good_ones(
+    quick, monkeypatch, capsys, asked
+):
+    _, folder, export = quick
+    assert export("keras,onnx") == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    broken_format = formats.Format("onnx", "model.onnx", (), fails)
+    monkeypatch.setitem(exporting.FORMATS, "onnx", broken_format)
+    assert export(asked) == 2
+    assert "onnx: no such operation" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    # Nothing of another model is lost for a failure either.
+    train_on(Workdir(folder.parent.parent))
+    assert export("onnx") == 2
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_force_is_asked_for_only_where_something_foreign_is(quick, capsys):
+    workdir, folder, export = quick
+    output = folder.parent / "given"
+    output.mkdir()  # empty
+    given = f"--output={output}"
+    assert export("keras", given) == 0
+    assert export("onnx", given) == 0
+    assert files_and_records(output) == BOTH
+    train_on(workdir)
+    assert export("keras", given) == 2
+    message = capsys.readouterr().err
+    assert "model.keras, model.onnx, not known" in message
+    assert "--force" in message and message.count("\n") == 1
+    assert files_and_records(output) == BOTH
+    assert export("keras", given, "--force") == 0
+    assert files_and_records(output) == ({"model.keras"}, ["keras"])
+    # A file that has our name and is in no record of ours.
+    (output / "model.onnx").write_text("mine")
+    assert export("keras", given) == 2
+    assert (output / "model.onnx").read_text() == "mine"
+
+
+def test_the_card_says_what_wrote_a_file_that_stays(quick, monkeypatch):
+    _, folder, export = quick
+    monkeypatch.setattr(exporting, "_versions", lambda: {"keras": "3.0.1"})
+    assert export("keras") == 0
+    monkeypatch.setattr(exporting, "_versions", lambda: {"keras": "3.9.9"})
+    assert export("onnx") == 0
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "keras 3.9.9\n\n`model.keras`: keras 3.0.1\n" in card
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_outlives_the_moment_between_two_names(
+    tmp_path, monkeypatch, killed
+):
+    path = tmp_path / "export"
+    with replacing_folder(path) as folder:
+        (folder / "old").write_text("old")
+    rename = os.rename
+
+    def interrupted(source, target):
+        rename(source, target)
+        if str(target).endswith(".old"):
+            if killed:  # nothing of the process goes on
+                monkeypatch.setattr(os, "rename", lambda *_: os.unlink("/no"))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with (
+        pytest.raises((KeyboardInterrupt, OSError)),
+        replacing_folder(path) as folder,
+    ):
+        (folder / "new").write_text("new")
+    monkeypatch.setattr(os, "rename", rename)
+    if killed:
+        assert not path.exists()
+        with pytest.raises(ZeroDivisionError), replacing_folder(path):
+            assert (path / "old").read_text() == "old"
+            raise ZeroDivisionError
+    assert (path / "old").read_text() == "old"
 
 
 def test_a_folder_appears_whole(tmp_path):

@@ -68,7 +68,7 @@ def render(facts):
         "## Classes",
         _classes(facts["classes"]),
         "## Versions",
-        ", ".join(f"{k} {escape(v)}" for k, v in facts["versions"].items()),
+        _versions(facts),
         "## License",
         "The code that made this model is under Apache-2.0. What may be done "
         "with the weights depends on the images, and on the weights that the "
@@ -253,6 +253,24 @@ def _files(facts):
             _code(LOADING[name], "python"),
         ]
     return "\n".join(lines)
+
+
+def _versions(facts):
+    """What wrote the files; some may be there since an earlier export."""
+
+    def text(versions):
+        return ", ".join(f"{k} {escape(v)}" for k, v in versions.items())
+
+    return "\n\n".join(
+        [
+            text(facts["versions"]),
+            *(
+                f"`{record['file']}`: {text(record['versions'])}"
+                for record in facts["formats"].values()
+                if record["versions"] != facts["versions"]
+            ),
+        ]
+    )
 
 
 def _classes(names):
