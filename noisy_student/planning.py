@@ -5,6 +5,7 @@ Nothing is built or trained, and the images need not be here: sizes of the
 paper's data sets are known, and `--num_unlabeled` stands for a pile to come.
 """
 
+import dataclasses
 import os
 
 import tensorflow as tf
@@ -63,6 +64,11 @@ def make_plan(config):
     """
     labeled, num_classes = _images(config, "labeled")
     unlabeled, _ = _images(config, "unlabeled")
+    if config.num_unlabeled and unlabeled.count != config.num_unlabeled:
+        note = "their number is known, so --num_unlabeled is not used"
+        unlabeled = dataclasses.replace(
+            unlabeled, name=f"{unlabeled.name}; {note}"
+        )
     names = labeled.class_names if labeled else None
     evaluation, _ = _images(config, "eval", names)
     if labeled is None:
@@ -83,13 +89,21 @@ def make_plan(config):
         memory = int(config.plan_memory_gb * 1e9)
     run = Run(config, Workdir(config.workdir), strategy, None, None, None)
     students = range(1, run.last_iteration + 1)
+    if config.online_teacher:
+        students = ()
     return Plan(
         num_classes=num_classes,
         labeled=labeled,
         unlabeled=unlabeled,
         evaluation=evaluation,
         trainings=tuple(_trainings(run, labeled, unlabeled, num_classes)),
-        num_labelings=0 if config.online_teacher else len(students),
+        num_labelings=len(students),
+        labeling_multiply_adds=sum(
+            _costs(
+                run, k - 1, _labeling_size(run, k - 1), num_classes
+            ).multiply_adds
+            for k in students
+        ),
         label_bytes=bytes_per_image(num_classes, config.label_top_k),
         device=device.upper(),
         num_devices=config.plan_devices or num_devices,
@@ -138,6 +152,12 @@ def _trainings(run, labeled, unlabeled, num_classes):
         if config.finetune:
             size = run.finetuning_size(k)
             yield training("finetune", k, size, f"{name}, finetuned")
+
+
+def _labeling_size(run, teacher):
+    """Pixels at which a teacher labels: those that it was trained at last."""
+    finetuned = teacher and run.config.finetune
+    return (run.finetuning_size if finetuned else run.image_size)(teacher)
 
 
 def _costs(run, iteration, image_size, num_classes):

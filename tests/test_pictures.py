@@ -62,3 +62,17 @@ def test_a_grid_has_as_many_rows_as_it_needs():
         assert (pixels[:, -contact_sheet.MARGIN :] == paper).all()
     (one, low), (three, same), (also_three, high) = sizes
     assert one < three == also_three and low == same < high
+
+
+@pytest.mark.parametrize("size", [8, 200])
+def test_pixels_without_noise_are_drawn(size):
+    """They are float32, and a bicubic kernel goes beyond the scale."""
+    floats = np.full((size, size, 3), -20.0, np.float32)
+    floats[: size // 2] = [300.0, 127.6, 0.4]
+    whole = np.zeros((size, size, 3), np.uint8)
+    whole[: size // 2] = [255, 128, 0]
+    drawn, expected = (
+        contact_sheet.draw_batch([("", [("name", pixels)])])
+        for pixels in (floats, whole)
+    )
+    assert drawn == expected

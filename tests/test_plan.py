@@ -47,6 +47,7 @@ PLAN = Plan(
     evaluation=None,
     trainings=(TEACHER, STUDENT),
     num_labelings=1,
+    labeling_multiply_adds=390_000_000,
     label_bytes=24,
     device="GPU",
     num_devices=2,
@@ -143,13 +144,13 @@ def test_disk_without_labels_or_without_their_number():
     for unlabeled in (None, Images("somewhere", None)):
         plan = dataclasses.replace(PLAN, unlabeled=unlabeled)
         assert needs.disk_needs(plan)["labels"] is None
-        assert "unknown" in row(blocks_of(plan)[3], "labels")
+        assert "unknown" in row(blocks_of(plan)[4], "labels")
         assert "compare the disk yourself" in plan_text(plan)
 
 
 def test_a_plan_that_fits():
     assert shortages(PLAN) == []
-    data, teacher, student, disk, verdict = blocks_of(PLAN)
+    data, teacher, student, _, disk, verdict = blocks_of(PLAN)
     assert row(data, "labeled") == ["labeled", "1,500", "cifar10/train[:1500]"]
     assert row(data, "unlabeled")[1] == "48,500"
     assert "not here yet" in data
@@ -178,6 +179,35 @@ def test_a_plan_that_fits():
 
     assert row(disk, "labels")[:3] == ["labels", "1.2", "MB"]
     assert verdict == "Verdict: it fits, for each GPU has 10.0 GB of memory"
+
+
+def test_the_time_has_labeling_and_a_total():
+    # Networks so slow that the units are days.
+    slow = dataclasses.replace(COSTS, multiply_adds=10**14)
+    trainings = [dataclasses.replace(t, costs=slow) for t in PLAN.trainings]
+    plan = dataclasses.replace(
+        PLAN, trainings=tuple(trainings), labeling_multiply_adds=3 * 10**14
+    )
+    time = blocks_of(plan)[3]
+    # (1000 * 30 + 1000 * 120) images * 6e14 / 1e13 a second are 104 days.
+    assert row(time, "training")[1:3] == ["104", "days"]
+    # 48,500 images * 6e14 operations / 1e13 are 34 days.
+    assert row(time, "labeling")[1:3] == ["34", "days"]
+    assert row(time, "total")[1:3] == ["138", "days"]
+    unknown = dataclasses.replace(plan, unlabeled=None)
+    assert row(blocks_of(unknown)[3], "total")[1] == "unknown"
+    online = dataclasses.replace(plan, num_labelings=0)
+    assert "labeling" not in blocks_of(online)[3]
+
+
+@pytest.mark.parametrize(("steps", "is_few"), [(38, True), (100, False)])
+@pytest.mark.parametrize("name", ["student 1", "student 1, finetuned"])
+def test_too_few_steps_are_said(steps, is_few, name):
+    training = dataclasses.replace(STUDENT, steps=steps, name=name)
+    text = plan_text(dataclasses.replace(PLAN, trainings=(TEACHER, training)))
+    assert ("Too few steps" in text) == is_few
+    assert (f"({name} 38): raise --" in text) == is_few
+    assert ("--finetune_epochs" in text) == (is_few and "fine" in name)
 
 
 def test_too_little_memory_names_the_model_and_a_batch_that_fits():

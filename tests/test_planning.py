@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan needs neither the images nor the machine that it plans for."""
 
+import re
+
 import pytest
 from conftest import REPOSITORY
 
@@ -97,6 +99,40 @@ def test_what_is_here_is_counted():
     assert plan.labeled.here and plan.labeled.count == 50
     assert (plan.unlabeled.count, plan.evaluation.count) == (947, 500)
     assert [training.steps for training in plan.trainings] == [150] * 3
+
+
+def test_a_number_that_is_not_used_is_said(capsys):
+    plan = plan_of("digits", num_unlabeled=5000)
+    assert plan.unlabeled.count == 947
+    assert "--num_unlabeled is not used" in plan.unlabeled.name
+    # The paper's images are not here.
+    plan = plan_of("imagenet_b0", num_unlabeled=5000)
+    assert plan.unlabeled.count == 5000 and "used" not in plan.unlabeled.name
+
+
+def test_a_teacher_labels_at_the_size_that_it_was_trained_at_last():
+    plan = plan_of("imagenet_l2")
+    labeling = [plan.trainings[k].costs.multiply_adds for k in (0, 2, 4)]
+    assert plan.labeling_multiply_adds == sum(labeling)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_readmes_advice_fits_a_usual_machine(tmp_path, device):
+    for place in ("labeled/cat", "labeled/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.jpg").write_bytes(b"is not read for this")
+    text = (REPOSITORY / "README.md").read_text()
+    (advice,) = re.findall("`(--image_size=[^`]*)`", text)
+    flags = re.findall(r"--(\w+)(?:=(\w+))?", advice)
+    settings = {name: int(value) if value else True for name, value in flags}
+    plan = plan_of(
+        "own_images",
+        **settings,
+        labeled_dir=str(tmp_path / "labeled"),
+        plan_device=device,
+        plan_memory_gb=8.0,
+    )
+    assert shortages(plan) == []
 
 
 def test_folders_that_are_missing_are_named(tmp_path):

@@ -124,7 +124,9 @@ def _cut(text, font):
 
 
 def _tile(Image, pixels):  # noqa: N803, a module
-    image = Image.fromarray(np.asarray(pixels))
+    # Without noise the pixels are float32, and may lie beyond the scale.
+    whole = np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
+    image = Image.fromarray(whole)
     # Pixels of small images are to be seen as they are.
     enlarged = image.width < TILE
     how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX

@@ -93,6 +93,7 @@ class Plan:
         trainings: Tuple of `Training`, in order.
         num_labelings: How often all unlabeled images are labeled and the
             labels stored: once for each student, 0 with an on-line teacher.
+        labeling_multiply_adds: Of all teachers together, to label one image.
         label_bytes: What the labels of an image take on disk.
         device: `CPU`, `GPU` or `TPU`.
         num_devices: R.
@@ -106,6 +107,7 @@ class Plan:
     evaluation: Images | None
     trainings: tuple[Training, ...]
     num_labelings: int
+    labeling_multiply_adds: int
     label_bytes: int
     device: str
     num_devices: int

@@ -10,11 +10,15 @@ from noisy_student.reporting.shortages import shortages
 
 # Forward, the gradient of the inputs and that of the weights cost the same;
 # a multiply-add is two operations.
-OPERATIONS_PER_MULTIPLY_ADD = 3 * 2
+OPERATIONS_TO_LABEL = 2
+OPERATIONS_PER_MULTIPLY_ADD = 3 * OPERATIONS_TO_LABEL
 # A yardstick that turns operations into days, within a factor of a few. CPU:
 # B0 at 128 pixels trains on 40 images a second on 2 cores. GPU and TPU:
 # assumption.
 OPERATIONS_PER_SECOND = {"CPU": 3e10, "GPU": 5e12, "TPU": 5e12}
+
+# Of a training: fewer do not get far from the weights that it began with.
+FEW_STEPS = 100
 
 # Below this share of a step's memory an item is counted among the rest.
 SMALL = 0.02
@@ -53,7 +57,7 @@ def plan_text(plan):
         else:
             blocks.append(_training_lines(training, plan))
             planned[same] = training.name
-    blocks += [_disk_lines(plan), _verdict_lines(plan)]
+    blocks += [_time_lines(plan), _disk_lines(plan), _verdict_lines(plan)]
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
@@ -74,12 +78,8 @@ def _data_lines(plan):
 
 def _training_lines(training, plan):
     costs = training.costs
-    total_images = training.steps * training.images_per_step
-    operations = (
-        OPERATIONS_PER_MULTIPLY_ADD * costs.multiply_adds * total_images
-    )
+    operations = _operations(training)
     speed = OPERATIONS_PER_SECOND[plan.device]
-    seconds = operations / speed / plan.num_devices
     rows = [
         (
             "parameters",
@@ -99,12 +99,53 @@ def _training_lines(training, plan):
         *_passes(training),
         (
             "time",
-            _duration(seconds),
+            _duration(operations, plan),
             f"within a factor of a few: {operations:.1e} operations, "
             f"{speed * plan.num_devices / 1e9:,.0f} billion a second",
         ),
     ]
     return [f"{_title(training)}", *_table(rows + _memory_rows(training, plan))]
+
+
+def _operations(training):
+    """Operations of a whole training."""
+    total_images = training.steps * training.images_per_step
+    return (
+        OPERATIONS_PER_MULTIPLY_ADD
+        * training.costs.multiply_adds
+        * total_images
+    )
+
+
+def _time_lines(plan):
+    """All trainings and labelings together, and whether they are too short."""
+    training = sum(map(_operations, plan.trainings))
+    rows = [("training", _duration(training, plan), "of all models")]
+    if plan.num_labelings:
+        count = plan.unlabeled.count if plan.unlabeled else None
+        note = "of all unlabeled images, by each teacher"
+        if count is None:
+            total = "unknown"
+            rows.append(("labeling", "unknown", note))
+        else:
+            labeling = OPERATIONS_TO_LABEL * plan.labeling_multiply_adds * count
+            total = _duration(training + labeling, plan)
+            rows.append(("labeling", _duration(labeling, plan), note))
+        rows.append(("total", total, "without evaluation"))
+    few = [t for t in plan.trainings if t.steps < FEW_STEPS]
+    lines = ["Time, within a factor of a few", *_table(rows)]
+    if few:
+        steps = ", ".join(f"{t.name} {t.steps}" for t in few)
+        flags = sorted(
+            "--finetune_epochs" if t.name.endswith("finetuned") else "--epochs"
+            for t in few
+        )
+        lines.append(
+            f"  Too few steps to learn much, below {FEW_STEPS} ({steps}): "
+            f"raise {' and '.join(dict.fromkeys(flags))} (or --train_steps), "
+            "or lower --batch_size"
+        )
+    return lines
 
 
 def _title(training):
@@ -250,7 +291,9 @@ def _large(number, billion=1e9):
     return f"{number:,}"
 
 
-def _duration(seconds):
+def _duration(operations, plan):
+    speed = OPERATIONS_PER_SECOND[plan.device]
+    seconds = operations / speed / plan.num_devices
     for unit, size in (
         ("years", 365 * 86400),
         ("days", 86400),
