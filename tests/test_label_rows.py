@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is stored of a prediction says the same in every form."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -244,14 +246,12 @@ def test_from_the_flag_to_the_students_batch(tmp_path):
         assert counts.max() >= 7 and len(values) <= 4
         np.testing.assert_allclose(target.sum(), 1, atol=1e-6)
 
-    other = open_run(Config(**settings))
+    other = dataclasses.replace(run, config=Config(**settings))
     with pytest.raises(UserError, match="with another label_top_k .3, now nul"):
         prerequisites.finished_labels(other, 1)
     # Ten of ten classes are all of them.
-    assert (
-        open_run(Config(**settings, label_top_k=10)).label_store(1).top_k
-        is None
-    )
+    every = Config(**settings, label_top_k=10)
+    assert dataclasses.replace(run, config=every).label_store(1).top_k is None
 
 
 def test_labels_of_before_are_those_of_all_classes(tmp_path):

@@ -314,6 +314,7 @@ def test_corrected_contrast_in_a_graph():
 @pytest.mark.parametrize("contrast", randaugment.CONTRASTS)
 def test_the_noise_of_a_recipe_has_its_contrast(monkeypatch, contrast):
     monkeypatch.setattr(randaugment, "OPS", ("Contrast",))
+    monkeypatch.setitem(randaugment.OP_SETS, "official", ("Contrast",))
     image = noise(16, 16)
     augment = augmentation.make_augment(
         image_size=16,

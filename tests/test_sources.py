@@ -1119,7 +1119,9 @@ def test_undecodable_records(tmp_path):
     records = [example(image, 0) for image in images]
     for name in ("a", "b"):
         write_records(tmp_path / name, records)
-    source = tfrecord_source.tfrecords(f"{tmp_path}/?", labeled=True)
+    source = tfrecord_source.tfrecords(
+        f"{tmp_path}/?", labeled=True, num_classes=2
+    )
     assert list(undecodable.find(source, decode)) == [(0, 1), (1, 1)]
     # A record file that goes is another matter: its rows cannot be dropped.
     os.remove(tmp_path / "b")

@@ -75,7 +75,8 @@ def test_a_whole_run_fits_on_two_screens(first_run):
     begin = lines.index("Label 1: 947 images")
     (end,) = (i for i, s in enumerate(lines) if s.startswith("  student 1: "))
     assert len(lines) + (end + 1 - begin) + 1 <= 60, printed
-    assert lines[0].startswith("Device: ")
+    assert lines[0].startswith("Settings: ")
+    assert lines[1].startswith("Device: ")
     assert sum(line.startswith("  step 10/10") for line in lines) == 2
     # No line is rewritten, and none is TensorFlow's.
     assert re.search(r"[^\x20-\x7e\n]", printed) is None, printed
