@@ -1,25 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """One-line mistakes in what brings settings to the rest, and who notices.
 
-    python tests/mutants.py                 all; an hour on two cores
-    python tests/mutants.py --only 3 17     some, by their numbers
+    python tests/mutants.py --check             are all of them still possible?
+    python tests/mutants.py                     try all, which takes an hour
+    python tests/mutants.py --only 3 17         some, by their numbers
+    python tests/mutants.py --results FILE      go on where FILE ends
+    python tests/mutants.py --jobs 2            two at once
 
-Each is made in a copy of the package, and the tests that should notice are
-run on it. A mistake that all of them let pass is a gap in the tests. Where the
-code has changed, so that a line is no longer there, the mutant is an error:
-write it anew.
+Each mistake is made in a copy of the package, and the test that should notice
+is run on it. A mistake that it lets pass (`survived`) is a gap in the tests; an
+`error` is one that could not be tried. Where the code has changed, so that a
+line is no longer there, write the mutant anew. The tests must pass without any
+mistake, or all of these look noticed.
 """
 
 import argparse
+import json
+import os
 import pathlib
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-SECONDS = 600  # a mutant may also hang
+PACKAGE = REPOSITORY / "noisy_student"
+CPU_SECONDS = 300  # a mutant may never end, or wait for ever
+SECONDS = 3600
 
 NUMBERS = "test_wiring_numbers.py::test_"
 SOFT = NUMBERS + "soft_labels_and_a_ratio_for_each_student"
@@ -37,6 +46,7 @@ SIZE = FIELDS + "an_online_teacher_sees_images_at_its_own_size"
 SETS = FIELDS + "splits_and_folders_of_data_sets"
 SELECT = FIELDS + "the_settings_of_a_selection"
 KEPT = FIELDS + "what_another_selection_dropped_is_not_labeled"
+TEACHER = FIELDS + "a_noised_teacher_draws_anew"
 
 # File in the package, old text, new text, the tests that should notice.
 MUTANTS = [
@@ -126,8 +136,8 @@ MUTANTS = [
     ("assembly.py", "total_epochs=total_steps / steps_per_epoch",
      "total_epochs=config.epochs", ALONE),
     ("assembly.py",
-     "first_step=total_steps - num_steps(config, phase, num_labeled)",
-     "first_step=0", HARD),
+     "first_step=total_steps\n        - num_steps(config, phase, num_labeled, "
+     "iteration),", "first_step=0,", HARD),
     ("assembly.py", "return config.train_steps\n", "pass\n", ALONE),
     ("assembly.py", 'if phase == "teach" and not config.train_teacher:',
      "if False:", WEIGHTS),
@@ -142,8 +152,8 @@ MUTANTS = [
      'seed=run.seed("images", iteration)', HARD),
     ("batches.py", "shuffle_buffer=config.shuffle_buffer,",
      "shuffle_buffer=16384,", SEED),
-    ("batches.py", "config.noise(name))\n", 'config.noise("labeled"))\n',
-     NOISE),
+    ("batches.py", "noise = config.noise(name)\n",
+     'noise = config.noise("labeled")\n', NOISE),
     ("batches.py", 'name = "finetune" if phase == "finetune" else "labeled"',
      'name = "labeled"', NOISE),
     ("batches.py", "label_smoothing=config.label_smoothing, skipped=skipped",
@@ -158,8 +168,8 @@ MUTANTS = [
     # Noise
     ("assembly.py", 'noise = run.config.noise("teacher")',
      'noise = run.config.noise("unlabeled")', NOISE),
-    ("batches.py", 'run.config.noise("teacher"))',
-     'run.config.noise("labeled"))', NOISE),
+    ("batches.py", 'run.config.noise("teacher")\n',
+     'run.config.noise("labeled")\n', NOISE),
     ("assembly.py", 'config.noise("finetune" if phase == "finetune" else '
      '"labeled")', 'config.noise("labeled")', NOISE),
     ("assembly.py", "(True, False): slice(0, labeled),",
@@ -176,7 +186,8 @@ MUTANTS = [
      "            return preprocessing.random_resized_crop(\n"
      "                image_bytes, image_size, seed=seeds[0]\n            )",
      CROPS),
-    ("batches.py", "randaugment_magnitude=config.randaugment_magnitude,", "",
+    ("batches.py",
+     "randaugment_magnitude=config.randaugment_magnitude_of(iteration),", "",
      NOISE),
     ("batches.py", "config.randaugment_num_ops if disturbed", "2 if disturbed",
      NOISE),
@@ -189,7 +200,7 @@ MUTANTS = [
     ("predicting.py", "noise=())", 'noise=run.config.noise("labeled"))',
      NOISE),
     # Selection
-    ("phases.py", '"threshold": config.confidence_threshold,',
+    ("phases.py", '"threshold": config.confidence_threshold_of(iteration),',
      '"threshold": 0.3,', SELECT),
     ("phases.py", '"ceiling": config.confidence_ceiling,', '"ceiling": None,',
      SELECT),
@@ -243,63 +254,205 @@ MUTANTS = [
     ("run.py", "split = config.eval_split if role", 'split = "test" if role',
      SETS),
     ("run.py", '"data_dir": config.data_dir,', '"data_dir": None,', SETS),
+    # What may be a list: the value of another model
+    ("config.py", "values[min(iteration, len(values)) - 1]", "values[0]", SOFT),
+    ("config.py", 'self.values_of("epochs")[iteration]',
+     'self.values_of("epochs")[0]', SOFT),
+    ("config.py", 'self.values_of("randaugment_magnitude")[iteration]',
+     'self.values_of("randaugment_magnitude")[0]', NOISE),
+    ("batches.py", "make_augment(run, image_size, noise, iteration)\n        "
+     "return", "make_augment(run, image_size, noise)\n        return", NOISE),
+    ("predicting.py", "make_teacher_augment(run, iteration)",
+     "make_teacher_augment(run, iteration + 1)", NOISE),
+    ("assembly.py", "epochs = config.epochs_of(iteration)",
+     "epochs = config.epochs_of(0)", SOFT),
+    ("assembly.py", "make_schedule(config, phase, num_labeled, iteration),",
+     "make_schedule(config, phase, num_labeled),", HARD),
+    ("learning.py",
+     "steps = assembly.num_steps(config, phase, num_labeled, iteration)",
+     "steps = assembly.num_steps(config, phase, num_labeled)", SOFT),
+    # What a noised teacher draws, and who is drawn of too many
+    ("predicting.py", '"noise of the teacher", iteration, shard',
+     '"noise of the teacher", 0, shard', TEACHER),
+    ("predicting.py", '"noise of the teacher", iteration, shard',
+     '"noise of the teacher", iteration, 0', TEACHER),
+    ("phases.py", 'seed=run.seed("max_unlabeled", iteration)',
+     'seed=run.seed("max_unlabeled")', SELECT),
 ]  # fmt: skip
 
 
-def check(number):
-    """Run the tests on a mutant: `killed`, `survived`, or what is wrong."""
-    name, old, new, test = MUTANTS[number]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = pathlib.Path(folder)
-        for part in ("noisy_student", "tests", "flags", "main.py",
-                     "pyproject.toml"):  # fmt: skip
-            source = REPOSITORY / part
-            copied = shutil.copytree if source.is_dir() else shutil.copy
-            copied(source, copy / part)
-        (path,) = (copy / "noisy_student").rglob(
-            name if "/" not in name else name.split("/")[-1]
+def find(mutant, package=PACKAGE):
+    """The file of a mutant.
+
+    Args:
+        mutant: One of `MUTANTS`.
+        package: Folder to look in.
+
+    Returns:
+        Pair of its path, None if the old text is not there exactly once, and
+        why that is so.
+    """
+    name, old, _, _ = mutant
+    paths = [package / name] if "/" in name else list(package.rglob(name))
+    if len(paths) != 1 or not paths[0].exists():
+        return None, f"{len(paths)} files {name}"
+    count = paths[0].read_text().count(old)
+    if count != 1:
+        return None, f"{count} times in {name}: {old!r}"
+    return paths[0], None
+
+
+def outdated():
+    """Dict of the numbers of mutants that are no longer possible to why."""
+    found = {n: find(mutant)[1] for n, mutant in enumerate(MUTANTS)}
+    return {number: why for number, why in found.items() if why}
+
+
+def attempt(mutant, folder):
+    """Make a mistake in a copy, and end this process as the tests end."""
+    _, old, new, test = mutant
+    for part in ("noisy_student", "tests", "flags", "main.py",
+                 "pyproject.toml"):  # fmt: skip
+        source = REPOSITORY / part
+        copied = shutil.copytree if source.is_dir() else shutil.copy
+        copied(source, folder / part)
+    path, _ = find(mutant, folder / "noisy_student")
+    text = path.read_text().replace(old, new)
+    compile(text, str(path), "exec")
+    path.write_text(text)
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    os.chdir(folder)
+    here = str(pathlib.Path(__file__).parent)
+    sys.path[:] = [str(folder), *(p for p in sys.path if p != here)]
+    import pytest
+
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=short"]
+    options += ["--two_devices"] if test == DEVICES else []
+    os._exit(pytest.main([*options, f"tests/{test}"]))
+
+
+class Attempt:
+    """A process of its own that tries a mutant.
+
+    It is a copy of this one, which has imported TensorFlow, and nothing of the
+    package.
+    """
+
+    def __init__(self, number):
+        self.number, self.started = number, time.monotonic()
+        self.folder = tempfile.TemporaryDirectory()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                attempt(MUTANTS[number], pathlib.Path(self.folder.name))
+            finally:
+                os._exit(3)
+
+    def result(self):
+        """Pair of a word and the last line of the tests; None before."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid and time.monotonic() - self.started < SECONDS:
+            return None
+        if not pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        output = pathlib.Path(self.folder.name) / "output"
+        lines = output.read_text().splitlines() if output.exists() else []
+        self.folder.cleanup()
+        if not pid or os.WIFSIGNALED(status):
+            return "killed", "it hung or crashed"
+        code = os.waitstatus_to_exitcode(status)
+        failures = [line for line in lines if line.startswith("E ")]
+        why = " ".join(
+            (failures or lines or [""])[-1 if code > 1 else 0].split()
         )
-        text = path.read_text()
-        if text.count(old) != 1:
-            return f"error: {text.count(old)} times in {name}: {old!r}"
-        text = text.replace(old, new)
-        compile(text, str(path), "exec")
-        path.write_text(text)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0"]
-        command += ["-p", "no:cacheprovider", "--tb=line", f"tests/{test}"]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=copy,
-                timeout=SECONDS,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+        return {0: "survived", 1: "killed"}.get(code, "error"), why[:160]
+
+
+def known_results(path):
+    """Dict of (file, old, new) to the word, of a file of results."""
+    if not path or not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        records = [json.loads(line) for line in file]
+    return {(r["file"], r["old"], r["new"]): r["result"] for r in records}
+
+
+def try_all(numbers, jobs, results):
+    """Try mutants, some at once; dict of their numbers to a word."""
+    known = known_results(results)
+    found = {n: known.get(MUTANTS[n][:3], "error") for n in numbers}
+    left = [n for n in numbers if found[n] == "error"]
+    running = []
+    while left or running:
+        if left and len(running) < jobs:
+            number = left.pop(0)
+            why = find(MUTANTS[number])[1]
+            if why:
+                print(f"{number:3} error     {why}", flush=True)
+                continue
+            running.append(Attempt(number))
+            continue
+        time.sleep(0.2)
+        for attempted in list(running):
+            result = attempted.result()
+            if result is None:
+                continue
+            running.remove(attempted)
+            number, (word, why) = attempted.number, result
+            found[number] = word
+            name, old, new, test = MUTANTS[number]
+            seconds = round(time.monotonic() - attempted.started)
+            line = " ".join(old.split())[:50]
+            print(
+                f"{number:3} {word:9} {name}: {line} ({seconds} s) {why}",
+                flush=True,
             )
-        except subprocess.TimeoutExpired:
-            return "killed (it hung)"
-    if done.returncode not in (0, 1):
-        return f"error: pytest ended with {done.returncode}"
-    return "killed" if done.returncode else "survived"
+            record = {"file": name, "old": old, "new": new, "test": test,
+                      "result": word, "seconds": seconds,
+                      "why": why}  # fmt: skip
+            if results:
+                with open(results, "a") as file:
+                    file.write(json.dumps(record) + "\n")
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--check", action="store_true",
+        help="only look whether every old text is there exactly once",
+    )  # fmt: skip
     parser.add_argument("--only", type=int, nargs="+", help="their numbers")
-    numbers = parser.parse_args().only or range(len(MUTANTS))
-    found = {}
-    for number in numbers:
-        started = time.monotonic()
-        found[number] = check(number)
-        name, old, _, _ = MUTANTS[number]
-        line = " ".join(old.split())[:60]
-        seconds = time.monotonic() - started
-        print(
-            f"{number:3} {found[number]:9} {name}: {line} ({seconds:.0f} s)",
-            flush=True,
-        )
-    killed = sum(result.startswith("killed") for result in found.values())
-    print(f"{killed} of {len(found)} killed")
-    return int(killed < len(found))
+    parser.add_argument(
+        "--results",
+        help="file that results are added to; what it has is not tried again",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once")
+    options = parser.parse_args()
+    if options.check:
+        for number, why in outdated().items():
+            print(f"{number:3} {why}")
+        print(f"{len(MUTANTS) - len(outdated())} of {len(MUTANTS)} possible")
+        return int(bool(outdated()))
+    # What takes long to import, once.
+    import keras  # noqa: F401
+    import PIL.Image  # noqa: F401
+    import tensorflow  # noqa: F401
+
+    numbers = options.only or list(range(len(MUTANTS)))
+    found = try_all(numbers, options.jobs, options.results)
+    words = list(found.values())
+    counts = {word: words.count(word) for word in ("killed", "survived")}
+    print(", ".join(f"{count} {word}" for word, count in counts.items()),
+          f"of {len(found)}")  # fmt: skip
+    return int(counts["killed"] < len(found))
 
 
 if __name__ == "__main__":

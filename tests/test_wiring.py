@@ -10,6 +10,8 @@ import ast
 import dataclasses
 import pathlib
 
+import mutants
+
 from noisy_student.config import Config
 
 SOFT = "test_soft_labels_and_a_ratio_for_each_student"
@@ -139,3 +141,10 @@ def test_the_tests_that_watch_are_there():
         tree = ast.parse(path.read_text())
         found |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     assert set(WATCHED.values()) <= found, set(WATCHED.values()) - found
+    named = {test.rpartition("::")[2] for *_, test in mutants.MUTANTS}
+    assert named <= found, named - found
+
+
+def test_the_list_of_mistakes_is_up_to_date():
+    """Whoever changes a line that is on it writes the mistake anew."""
+    assert mutants.outdated() == {}

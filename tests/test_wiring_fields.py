@@ -31,7 +31,6 @@ from noisy_student.pseudo_labels import selection
 from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.run import open_run
 
-MARK = 77.0  # of a pixel that RandAugment was at
 SHORT = {"batch_size": 12, "train_steps": 1, "unlabeled_ratio": "2"}
 
 
@@ -66,10 +65,15 @@ def noise_calls(monkeypatch):
         settings.pop("seed")
         calls.append({"num_ops": num_ops, "magnitude": magnitude} | settings)
         # Made of the image, for it would not even be decoded otherwise.
-        return tf.maximum(image // 255, int(MARK)) if num_ops else image
+        return tf.maximum(image // 255, mark(magnitude)) if num_ops else image
 
     monkeypatch.setattr(randaugment, "randaugment", marked)
     return calls
+
+
+def mark(magnitude):
+    """The bytes of an image that RandAugment was at."""
+    return int(70 + 2 * magnitude)
 
 
 # Networks and their sizes
@@ -146,9 +150,10 @@ def test_an_online_teacher_sees_images_at_its_own_size(start, images):
 # Noise
 
 
-def marked_rows(pixels):
+def marked_rows(pixels, magnitude):
     """Which images RandAugment was at, whatever else was cut out of them."""
-    return (pixels == MARK).all(axis=3).mean(axis=(1, 2)) > 0.5
+    marks = (pixels == mark(magnitude)).all(axis=3)
+    return marks.mean(axis=(1, 2)) > 0.5
 
 
 def dropped_rows(values):
@@ -174,7 +179,7 @@ def test_noise_meets_the_images_it_is_meant_for(
         dropout_rate=0.6,
         stochastic_depth_rate=0.6,
         randaugment_num_ops=3,
-        randaugment_magnitude=1.5,
+        randaugment_magnitude="1.5,2.5",
         randaugment_contrast="corrected",
         randaugment_ops="paper",
         cutout_const=3,
@@ -189,7 +194,7 @@ def test_noise_meets_the_images_it_is_meant_for(
     assert noise_calls
     for call in noise_calls:
         if call["num_ops"]:
-            assert call["num_ops"] == 3 and call["magnitude"] == 1.5
+            assert call["num_ops"] == 3
             assert call["contrast"] == "corrected"
             assert len(call["ops"]) == 14
             assert call["cutout_const"] == 3 and call["translate_const"] == 2
@@ -197,15 +202,15 @@ def test_noise_meets_the_images_it_is_meant_for(
     pixels = seen("pixels_seen")
     assert [len(batch) for batch in pixels] == [12, 36, 12]
     kinds = {
-        # phase: (batch, rows, noise)
-        "teacher": (0, slice(None), labeled),
-        "labeled": (1, slice(0, 12), labeled),
-        "unlabeled": (1, slice(12, None), unlabeled),
-        "finetuned": (2, slice(None), finetune),
+        # phase: (batch, rows, noise, magnitude)
+        "teacher": (0, slice(None), labeled, 1.5),
+        "labeled": (1, slice(0, 12), labeled, 2.5),
+        "unlabeled": (1, slice(12, None), unlabeled, 2.5),
+        "finetuned": (2, slice(None), finetune, 2.5),
     }
-    for kind, (batch, rows, noise) in kinds.items():
+    for kind, (batch, rows, noise, magnitude) in kinds.items():
         shown = pixels[batch][rows]
-        marked = marked_rows(shown)
+        marked = marked_rows(shown, magnitude)
         own = images.unlabeled if kind == "unlabeled" else images.labeled[0]
         if "randaugment" in noise:
             assert marked.all(), kind
@@ -213,7 +218,7 @@ def test_noise_meets_the_images_it_is_meant_for(
             holes = (shown == 128).all(axis=3).sum(axis=(1, 2))
             assert holes.max() == 16 and holes.min() > 0, kind
         else:
-            assert not marked.any() and (find(shown, own) >= 0).all(), kind
+            assert (find(shown, own) >= 0).all(), kind
         dropped = dropped_rows(seen("top_seen")[batch][rows])
         assert dropped.any() == ("dropout" in noise), kind
         assert not dropped.any() or dropped.sum() > len(dropped) / 2
@@ -221,7 +226,7 @@ def test_noise_meets_the_images_it_is_meant_for(
         assert dropped.any() == ("stochastic_depth" in noise), kind
     # Whoever labels is un-noised unless asked to, and measured without noise.
     marked = [
-        marked_rows(batch).any()
+        marked_rows(batch, 1.5).all()
         for batch in seen("pixels_seen", training=False)
     ]
     dropped = [
@@ -268,6 +273,37 @@ def test_crops_and_mirrored_images(start, images, monkeypatch, crop, flip):
     if padding:  # up to 2 pixels either way
         far = [count for key, count in counts.items() if 2 in map(abs, key[:2])]
         assert sum(far) > 8
+
+
+def test_a_noised_teacher_draws_anew(images, tmp_path, monkeypatch):
+    networks = tiny_run.install(monkeypatch, tiny_run.TinyNetworks())
+    monkeypatch.setattr(sources, "IMAGES_PER_SHARD", 13)
+    given = tmp_path / "given.keras"
+    networks(
+        num_classes=4, image_size=tiny_run.SIDE, dropout_rate=0.5
+    ).save(given)  # fmt: skip
+    run = open_run(
+        tiny_run.config(
+            images, tmp_path / "run", students="b0,b0", init_from=str(given),
+            train_teacher=False, teacher_noise="dropout", dropout_rate=0.5,
+            confidence_threshold=0.0, eval_dir=None, force=True, **SHORT,
+        )
+    )  # fmt: skip
+    phases.teach(run)
+    # As if the student had become its teacher.
+    (run.workdir.path / "iteration_1").mkdir()
+    shutil.copy(
+        run.workdir.path / "iteration_0" / "model.keras",
+        run.workdir.path / "iteration_1" / "model.keras",
+    )
+    dropped = []
+    for iteration in (1, 2):
+        tiny_run.SEEN.clear()
+        phases.label(run, iteration)
+        dropped += [batch == 0 for batch in seen("top_seen", training=False)]
+    assert [len(batch) for batch in dropped] == [13] * 4
+    draws = {batch[:12].tobytes() for batch in dropped}
+    assert len(draws) == 4, "shards or iterations draw alike"
 
 
 # Streams and seeds
@@ -358,7 +394,15 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
     assert copies.max() == 1
     assert summary["confidence_ceiling"] == 0.9
 
+    subsample, seeds = selection.subsample, []
+
+    def drawn(copies, count, *, seed):
+        seeds.append(seed)
+        return subsample(copies, count, seed=seed)
+
+    monkeypatch.setattr(selection, "subsample", drawn)
     copies, _ = select(max_unlabeled=4)
+    assert seeds == [open_run(labeled_run).seed("max_unlabeled", 1)]
     assert np.count_nonzero(copies) == 4
     assert calls[1]["threshold"] == 0.3 and calls[1]["ceiling"] is None
     assert calls[1]["duplicate"] is True

@@ -99,7 +99,9 @@ def gradients(loss, weights, names):
     return found
 
 
-def train(weights, parts, *, settings, batch_size, steps, first=0, frozen=()):
+def train(
+    weights, parts, *, settings, batch_size, steps, total, first=0, frozen=()
+):
     """Train and average.
 
     Args:
@@ -109,6 +111,7 @@ def train(weights, parts, *, settings, batch_size, steps, first=0, frozen=()):
         settings: Of `Config`.
         batch_size: Labeled images of a batch.
         steps: How many.
+        total: Steps of the whole schedule.
         first: Where in the schedule.
         frozen: Beginnings of the names of weights that stay.
 
@@ -123,7 +126,6 @@ def train(weights, parts, *, settings, batch_size, steps, first=0, frozen=()):
     buffers = {n: np.zeros(weights[n].shape) for n in names}
     pixels = np.concatenate([images for _, images, _ in parts])
     per_epoch = 12 / batch_size
-    total = total_steps(settings)
 
     def loss_of(weights):
         logits, _, _ = forward(weights, pixels, training=normalizes)
@@ -167,10 +169,17 @@ def train(weights, parts, *, settings, batch_size, steps, first=0, frozen=()):
     return averages
 
 
-def total_steps(settings):
+def total_steps(settings, iteration):
     if settings.get("train_steps"):
         return settings["train_steps"]
-    return round(settings["epochs"] * 12 / settings["batch_size"])
+    epochs = listed(settings["epochs"], iteration)
+    return round(epochs * 12 / settings["batch_size"])
+
+
+def listed(setting, number):
+    """The value for one of several, where a setting may be a list."""
+    values = [float(value) for value in str(setting).split(",")]
+    return values[number] if len(values) > 1 else values[0]
 
 
 # Labels
@@ -193,11 +202,11 @@ def stored(probs, settings):
     return probs / probs.sum(axis=1, keepdims=True)
 
 
-def check_copies(copies, probs, settings):
+def check_copies(copies, probs, settings, iteration):
     """Filter by confidence; each class gets K, the most confident ones."""
     per_class = settings["images_per_class"]
     confidence, predicted = probs.max(axis=1), probs.argmax(axis=1)
-    kept = confidence > settings["confidence_threshold"]
+    kept = confidence > listed(settings["confidence_threshold"], iteration - 1)
     assert 0 < kept.sum() < len(kept), "the threshold decides nothing"
     assert (copies[~kept] == 0).all()
     sizes = []
@@ -255,13 +264,15 @@ class Numbers:
     def train_teacher(self):
         return self.train([self.labeled])
 
-    def train(self, parts, start=None, **how):
+    def train(self, parts, start=None, iteration=0, **how):
+        total = total_steps(self.settings, iteration)
         return train(
             start or self.initial,
             parts,
             settings=self.settings,
             batch_size=self.settings["batch_size"],
-            **{"steps": total_steps(self.settings), **how},
+            total=total,
+            **{"steps": total, **how},
         )
 
     def check_labels(self, iteration, teacher):
@@ -275,14 +286,14 @@ class Numbers:
         if not self.settings["label_top_k"]:
             found = np.load(folder / "probs-00000-of-00001.npy")
             np.testing.assert_allclose(found[rows][:-1], probs, atol=2e-3)
-        check_copies(copies[:-1], probs, self.settings)
+        check_copies(copies[:-1], probs, self.settings, iteration)
         return copies[:-1], stored(probs, self.settings)
 
     def distill(self, iteration, teacher, ratio, start=None):
         """Check the labels, then the student; its averages."""
         copies, targets = self.check_labels(iteration, teacher)
         part = self.unlabeled(iteration, copies, targets, ratio)
-        student = self.train([self.labeled, part], start)
+        student = self.train([self.labeled, part], start, iteration)
         self.check_model(f"iteration_{iteration}/model.keras", student)
         return student
 
@@ -340,7 +351,13 @@ def test_soft_labels_and_a_ratio_for_each_student(numbers, monkeypatch):
         return select(*arguments, seed=seed, **settings)
 
     monkeypatch.setattr(selection, "select", recorded)
-    run = numbers(students="b0,b1", unlabeled_ratio="2,3", temperature=2.0)
+    run = numbers(
+        students="b0,b1",
+        unlabeled_ratio="2,3",
+        epochs="12,14,10",
+        confidence_threshold="0.4,0.5",
+        temperature=2.0,
+    )
     phases.run_mode(run.config)
     assert len(set(seeds)) == 2, "both students draw alike"
     assert [call["variant"] for call in run.networks.calls] == [
@@ -356,9 +373,10 @@ def test_soft_labels_and_a_ratio_for_each_student(numbers, monkeypatch):
         models.append(run.distill(iteration, models[-1], ratio))
     records = [r for r in run.results() if r["phase"] != "label"]
     assert [r["phase"] for r in records] == ["teach", "distill", "distill"]
+    assert [r["steps"] for r in records] == [6, 7, 5]
     for record, model in zip(records, models, strict=True):
         assert record["top1"] == accuracy(model, run.images)
-        assert record["steps"] == 6 and record["num_examples"] == 16
+        assert record["num_examples"] == 16
     # An older model, when it is asked for.
     phases.run_mode(
         dataclasses.replace(run.config, mode="evaluate", iteration=1)
@@ -389,6 +407,7 @@ def check_orders(images, steps):
 def test_hard_labels_of_finetuned_students(numbers):
     run = numbers(
         students="b0,b0",
+        epochs="12,12,16",
         unlabeled_ratio="2",
         pseudo_label_kind="hard",
         label_top_k=2,
@@ -397,17 +416,18 @@ def test_hard_labels_of_finetuned_students(numbers):
         finetune_epochs=4.0,
     )
     phases.run_mode(run.config)
-    check_orders(run.images, steps=(6, 6, 2, 6, 2))
+    check_orders(run.images, steps=(6, 6, 2, 8, 2))
     teacher = run.train_teacher()
-    for iteration in (1, 2):
+    for iteration, steps in ((1, 6), (2, 8)):
         student = run.distill(iteration, teacher, 2, start=teacher)
         # Two steps, the last ones of the schedule, on the averages; the stem
         # and half of the two blocks stay as they are.
         teacher = run.train(
             [run.labeled],
             student,
+            iteration,
             steps=2,
-            first=4,
+            first=steps - 2,
             frozen=("stem", "block1a"),
         )
         run.check_model(f"iteration_{iteration}/finetuned.keras", teacher)
