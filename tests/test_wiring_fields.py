@@ -290,17 +290,14 @@ def test_a_noised_teacher_draws_anew(images, tmp_path, monkeypatch):
         )
     )  # fmt: skip
     phases.teach(run)
+    phases.label(run, 1)
     # As if the student had become its teacher.
-    (run.workdir.path / "iteration_1").mkdir()
-    shutil.copy(
-        run.workdir.path / "iteration_0" / "model.keras",
-        run.workdir.path / "iteration_1" / "model.keras",
+    model, student = (
+        run.workdir.path / f"iteration_{k}" / "model.keras" for k in (0, 1)
     )
-    dropped = []
-    for iteration in (1, 2):
-        tiny_run.SEEN.clear()
-        phases.label(run, iteration)
-        dropped += [batch == 0 for batch in seen("top_seen", training=False)]
+    shutil.copy(model, student)
+    phases.label(run, 2)
+    dropped = [batch == 0 for batch in seen("top_seen", training=False)]
     assert [len(batch) for batch in dropped] == [13] * 4
     draws = {batch[:12].tobytes() for batch in dropped}
     assert len(draws) == 4, "shards or iterations draw alike"
@@ -359,7 +356,7 @@ def labeled_run(images, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["exact", "official_bins"])
 def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
-    calls = []
+    calls, runs = [], []
     name = {"exact": "select", "official_bins": "select_official_bins"}[kind]
     original = getattr(selection, name)
 
@@ -374,6 +371,7 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
             labeled_run, mode="select", selection=kind, **settings
         )
         run = open_run(config)
+        runs.append(run)
         phases.select(run)
         folder = run.workdir.labels(1)
         return (
@@ -402,7 +400,7 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
 
     monkeypatch.setattr(selection, "subsample", drawn)
     copies, _ = select(max_unlabeled=4)
-    assert seeds == [open_run(labeled_run).seed("max_unlabeled", 1)]
+    assert seeds == [runs[-1].seed("max_unlabeled", 1)]
     assert np.count_nonzero(copies) == 4
     assert calls[1]["threshold"] == 0.3 and calls[1]["ceiling"] is None
     assert calls[1]["duplicate"] is True
