@@ -130,7 +130,7 @@ MUTANTS = [
      "steps_per_epoch = num_labeled // config.batch_size + 1", SOFT),
     ("assembly.py", "decay_factor=config.lr_decay_factor,", "", SOFT),
     ("assembly.py", "decay_epochs=config.lr_decay_epochs,", "", SOFT),
-    ("assembly.py", "warmup_epochs=config.warmup_epochs,", "", SOFT),
+    ("assembly.py", "warmup_epochs=config.warmup_epochs,", "", WEIGHTS),
     ("assembly.py", "config.final_base_lr and config.final_base_lr * scale",
      "config.final_base_lr", ALONE),
     ("assembly.py", "total_epochs=total_steps / steps_per_epoch",

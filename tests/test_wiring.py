@@ -90,7 +90,7 @@ WATCHED = {
     "lr_decay_factor": SOFT,
     "lr_decay_epochs": SOFT,
     "final_base_lr": ALONE,
-    "warmup_epochs": SOFT,
+    "warmup_epochs": WEIGHTS,
     "weight_decay": SOFT,
     "label_smoothing": SOFT,
     "ema_decay": SOFT,

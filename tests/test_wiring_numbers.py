@@ -522,7 +522,12 @@ def test_weights_from_elsewhere(numbers, tmp_path):
         network.save(where)
 
     # A teacher that is trained begins there.
-    run = numbers(workdir="taught", students=None, init_from=str(path))
+    run = numbers(
+        workdir="taught",
+        students=None,
+        init_from=str(path),
+        warmup_epochs=2.0,  # one step; by default it would be two
+    )
     phases.run_mode(run.config)
     run.check_model("iteration_0/model.keras", run.train([run.labeled], given))
     # One that is taken as it is labels; its student begins elsewhere.
