@@ -177,12 +177,12 @@ def recorded_settings(workdir):
     if not path.exists():
         return None
     recorded = read_flagfile(path)
-    before = recorded.get("workdir") or ""
-    if not os.path.isabs(before):
-        return recorded
+    # Those below the current folder were made relative to it.
+    before = files.absolute(recorded.get("workdir") or workdir)
 
     def follow(old):
-        moved = os.path.join(workdir, os.path.relpath(old, before))
+        place = os.path.relpath(files.absolute(old), before)
+        moved = os.path.join(workdir, place)
         moves = not files.found(old) and files.found(moved)
         return files.tidy(moved) if moves else old
 

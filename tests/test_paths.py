@@ -134,7 +134,11 @@ def test_images_may_move_but_not_become_others(here, role):
         parse(moved[0], f"--{role}_dir=photos/none")
 
 
-def test_a_run_that_moved_with_its_images_finds_them(here, monkeypatch):
+# Below the folder that it lay in before, too.
+@pytest.mark.parametrize("current", ["home", ".", "moved", "moved/w"])
+def test_a_run_that_moved_with_its_images_finds_them(
+    here, monkeypatch, current
+):
     os.rename("photos", "all, my photos")
     folders = {
         f"{role}_dir": f"all, my photos/{name}"
@@ -145,8 +149,9 @@ def test_a_run_that_moved_with_its_images_finds_them(here, monkeypatch):
     for name in ("all, my photos", "w"):
         shutil.move(here / name, here / "moved" / name)
     (here / "home").mkdir()
-    monkeypatch.chdir(here / "home")
-    run = open_run(parse("--workdir=../moved/w"))
+    monkeypatch.chdir(here / current)
+    workdir = os.path.relpath(here / "moved" / "w")
+    run = open_run(parse(f"--workdir={workdir}"))
     assert run.labeled.num_examples == run.unlabeled.num_examples == 6
     run.begin()
     flags = (here / "moved" / "w" / "run.flags").read_text()
