@@ -232,6 +232,14 @@ def _webps():
             "webp",
             WHOLE,
         ),
+        # TensorFlow decodes it past the end of its memory.
+        "webp animated, opaque": (
+            encode(
+                image, "WEBP", save_all=True, append_images=[image.rotate(9)]
+            ),
+            "webp",
+            WHOLE,
+        ),
         "webp header": (b"RIFF\x99\0\0\0WEBPVP8 ", "webp", BROKEN),
     }
 

@@ -180,7 +180,12 @@ def _decode_rare(image_bytes):
 
     def webp():
         size = _webp_size(image_bytes)
-        return on_white(_decode(image_bytes, size, channels=0))
+        whole = tf.cond(
+            tf.strings.substr(image_bytes, 12, 4) == b"VP8X",
+            lambda: _with_alpha_if_animated(image_bytes),
+            lambda: image_bytes,
+        )
+        return on_white(_decode(whole, size, channels=0))
 
     def unknown():
         # Even where TensorFlow knows more formats: their headers are not read.
@@ -276,6 +281,22 @@ def _first_frame(image_bytes):
         return replace(opaque, table + entry, b"\xff\xff\xff")
 
     return first, tf.cond(is_transparent, whitened, lambda: first), sides
+
+
+def _with_alpha_if_animated(webp_bytes):
+    """An animated WebP says that it has an alpha channel, also if it has none.
+
+    TensorFlow 2.21 decodes any animation to four channels, but without that
+    flag into memory for three: the process dies.
+    """
+    flags = _numbers(webp_bytes, 20, 1, tf.uint8)[0]
+    is_animated = tf.bitwise.bitwise_and(flags, 0x02) > 0
+    flags = tf.bitwise.bitwise_or(flags, 0x10)
+    # A byte is a string of length one in this table.
+    byte = tf.gather([bytes([k]) for k in range(256)], tf.cast(flags, tf.int32))
+    before = tf.strings.substr(webp_bytes, 0, 20)
+    behind = tf.strings.substr(webp_bytes, 21, 2**31 - 1)
+    return tf.where(is_animated, before + byte + behind, webp_bytes)
 
 
 def _webp_size(image_bytes):
