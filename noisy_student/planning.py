@@ -87,7 +87,17 @@ def make_plan(config):
         memory = distribution.device_memory(strategy)
     if config.plan_memory_gb is not None:
         memory = int(config.plan_memory_gb * 1e9)
+    num_devices = config.plan_devices or num_devices
     run = Run(config, Workdir(config.workdir), strategy, None, None, None)
+    trainings = tuple(_trainings(run, labeled, unlabeled, num_classes))
+    for training in trainings:
+        distribution.check_divisible(
+            num_devices,
+            config.accumulation_steps,
+            given=training.name,
+            labeled=training.batch_size,
+            unlabeled=training.unlabeled_batch_size,
+        )
     students = range(1, run.last_iteration + 1)
     if config.online_teacher:
         students = ()
@@ -96,7 +106,7 @@ def make_plan(config):
         labeled=labeled,
         unlabeled=unlabeled,
         evaluation=evaluation,
-        trainings=tuple(_trainings(run, labeled, unlabeled, num_classes)),
+        trainings=trainings,
         num_labelings=len(students),
         labeling_multiply_adds=sum(
             _costs(
@@ -106,7 +116,7 @@ def make_plan(config):
         ),
         label_bytes=bytes_per_image(num_classes, config.label_top_k),
         device=device.upper(),
-        num_devices=config.plan_devices or num_devices,
+        num_devices=num_devices,
         device_memory=memory,
         free_disk=free_disk(run.workdir.path),
     )

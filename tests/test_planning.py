@@ -86,6 +86,22 @@ def test_a_machine_that_is_large_enough_holds_it():
     assert "--batch_size" in short[0]
 
 
+def test_where_the_network_alone_is_too_large_no_step_fits():
+    (short, *_) = shortages(plan_of("digits", plan_memory_gb=0.001))
+    assert "it cannot hold even one image" in short
+
+
+def test_a_batch_of_billions_is_answered_at_once():
+    (short, *_) = shortages(plan_of("digits", batch_size=2**31 - 1))
+    assert "lower --batch_size" in short
+
+
+@pytest.mark.parametrize("name", ["plan_devices", "accumulation_steps"])
+def test_a_batch_that_does_not_divide_is_refused_as_in_the_run(name):
+    with pytest.raises(UserError, match="does not divide"):
+        plan_of("digits", batch_size=8, **{name: 3})
+
+
 def test_an_online_teacher_needs_memory_and_no_labels():
     plan = plan_of("svhn_b0_online")
     assert plan.num_labelings == 0

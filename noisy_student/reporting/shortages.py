@@ -7,6 +7,8 @@ from noisy_student.reporting.needs import bytes_text
 from noisy_student.reporting.needs import disk_needs
 from noisy_student.reporting.needs import memory_of
 
+_MOST_PARTS = 4096  # of a step; more would take longer to try than they help
+
 
 def shortages(plan):
     """What the machine lacks.
@@ -48,7 +50,8 @@ def _memory_shortage(training, plan):
     # How many images fit if all that they need grows with their number.
     steps = training.accumulation_steps
     fit = int((available - (total - by_images)) / (by_images / images))
-    fit = fit * plan.num_devices // steps * steps
+    # Below 0 where the network alone is too large.
+    fit = max(0, fit) * plan.num_devices // steps * steps
     flags = _flags_that_fit(training, plan)
     ways = []
     if fit:
@@ -86,7 +89,7 @@ def _flags_that_fit(training, plan):
         steps
         for steps in range(
             training.accumulation_steps,
-            training.images_per_device(plan.num_devices) + 1,
+            min(training.images_per_device(plan.num_devices), _MOST_PARTS) + 1,
         )
         if not training.batch_size % (steps * plan.num_devices)
         and not training.unlabeled_batch_size % (steps * plan.num_devices)
