@@ -130,6 +130,7 @@ for name, function in functions.items():
 """
 
 
+@pytest.mark.slow
 def test_views_have_the_same_bytes_with_onednn_and_without():
     processes = [
         subprocess.Popen(

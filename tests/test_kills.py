@@ -20,6 +20,7 @@ def whole(tmp_path_factory):
     return workdir, kills.complete(workdir, [])
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes(whole, tmp_path):
     expected, writes = whole
     # Spread over the run: checkpoints, models, labels, selection, results.

@@ -151,6 +151,7 @@ def test_own_images(tmp_path, monkeypatch):
     assert (workdir / "model.zip").exists()
 
 
+@pytest.mark.slow
 def test_released_weights(few_blocks, tmp_path, monkeypatch):
     root = tmp_path / "clone"
     folder = root / "runs" / "weights"

@@ -145,6 +145,7 @@ sys.exit(main.main(["main.py", *sys.argv[1:], "--mode=teach"]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_writes_into_its_workdir_alone_and_calls_nobody(
     tmp_path, tmp_path_factory
 ):

@@ -16,7 +16,6 @@ from noisy_student import batches
 from noisy_student import command_line
 from noisy_student import learning
 from noisy_student import phases
-from noisy_student import predicting
 from noisy_student import prerequisites
 from noisy_student.config import Config
 from noisy_student.data import randaugment
@@ -161,23 +160,6 @@ def test_every_purpose_has_a_seed_of_its_own(tmp_path):
     # The same in every process and for numbers of any type.
     assert run.seed("selection", np.int64(1)) == run.seed("selection", 1)
     assert run.seed("selection", 1) == 1164040577
-
-
-def test_a_noised_teacher_draws_anew_in_each_iteration(tmp_path, teacher):
-    run = digits_run(tmp_path, teacher_noise="dropout", dropout_rate=0.5)
-    for iteration in (0, 1):
-        run.workdir.iteration(iteration).mkdir(parents=True)
-        shutil.copy(teacher, run.workdir.trained_model(iteration))
-
-    def probs(iteration):
-        last = len(run.unlabeled.shard_sizes) - 1
-        return next(
-            predicting.labels_of(run, iteration, run.unlabeled, [last])
-        )[1]
-
-    first = probs(0)
-    np.testing.assert_array_equal(first, probs(0))
-    assert (first != probs(1)).any()
 
 
 @pytest.mark.parametrize(
@@ -380,25 +362,6 @@ def test_every_student_can_start_from_weights_of_its_own(teacher, tmp_path):
     assert loaded is None
 
 
-@pytest.mark.parametrize("weight", ("equal", "mean"))
-def test_the_weight_of_pseudo_labels_arrives(teacher, tmp_path, weight):
-    code = run_main(
-        f"--workdir={tmp_path}", f"--init_from={teacher}", "--notrain_teacher",
-        "--students=b0", "--online_teacher", "--force", "--train_steps=1",
-        "--batch_size=4", "--unlabeled_ratio=2", f"--unlabeled_weight={weight}",
-        "--eval_split=",
-    )  # fmt: skip
-    assert code == 0
-    line = (tmp_path / "iteration_1" / "metrics.jsonl").read_text()
-    row = json.loads(line.splitlines()[0])
-    labeled, unlabeled = row["labeled_loss"], row["unlabeled_loss"]
-    expected = {
-        "equal": labeled + unlabeled,
-        "mean": (labeled + 2 * unlabeled) / 3,
-    }
-    assert row["loss"] == pytest.approx(expected[weight], rel=1e-5)
-
-
 def test_the_operations_that_are_drawn_from_arrive(tmp_path, monkeypatch):
     drawn = []
     apply = randaugment.randaugment
@@ -530,14 +493,10 @@ def test_an_online_teacher_answers_in_the_step(two_replicas, replicas):
         np.testing.assert_array_equal(weight, old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "distribution",
-    [
-        "cpu",
-        pytest.param(
-            "mirrored", marks=[pytest.mark.slow, pytest.mark.two_devices]
-        ),
-    ],
+    ["cpu", pytest.param("mirrored", marks=pytest.mark.two_devices)],
 )
 def test_the_loop_with_an_online_teacher(
     teacher, tmp_path, capsys, distribution
