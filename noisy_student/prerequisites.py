@@ -80,17 +80,23 @@ def check_ahead(run, left):
         left: Of `Run.phases_left`: what is still to do.
 
     Raises:
-        UserError: For weights that are not there, a schedule that is
-            impossible, or labels, a selection or a disk that do not fit.
+        UserError: For weights that are not there or do not fit, a schedule that
+            is impossible, or labels, a selection or a disk that do not fit.
     """
     config, workdir = run.config, run.workdir
     trained = [(phase, k) for phase, k in left if phase in TRAINING]
+    fitting = set()
     for phase, k in trained:
         begins = phase == "teach" or not workdir.has_model(k)
         if config.init_from and not k and begins:
             import_weights.check_there(config.init_from)
         if config.student_init_from and phase == "distill":
             import_weights.check_there(config.student_init_from)
+            # Its own training would find that they do not fit, after labeling.
+            kind = (config.variant_of(k), run.image_size(k))
+            if run.class_names and kind not in fitting:
+                assembly.first_network(run, phase, k)
+                fitting.add(kind)
         if phase == "finetune":
             assembly.check_frozen_blocks(config, k)
         if run.labeled:

@@ -63,6 +63,9 @@ def test_a_clean_folder_has_nothing_to_tell(pets, reader, caplog):
         "$RECYCLE.BIN",
         "lost+found",
         "System Volume Information",
+        "Network Trash Folder",
+        "found.000",
+        "@tmp",
         "cat/@__thumb",
     ],
 )
@@ -257,6 +260,8 @@ def test_classes_that_differ_in_case_alone_are_told(pets, caplog):
         (["images/cat", "annotations/cat"], "images"),
         (["labelled/cat", "unlabelled"], "labelled"),
         (["train_images/cat", "test_images/cat"], "train_images"),
+        (["training/cat", "holdout/cat"], "training"),
+        (["fold1/cat", "fold2/cat"], "fold1"),
     ],
 )
 @pytest.mark.parametrize("evaluation", [False, True])
@@ -299,6 +304,16 @@ def test_classes_of_classes_are_told(tmp_path, caplog):
     assert source.class_names == ("animal", "vehicle")
     assert "all below animal, such as" in caplog.text
     assert str(tmp_path / "animal" / "cat") in caplog.text
+    assert "if these are the classes" not in caplog.text
+
+
+def test_classes_in_parts_of_any_name_are_told(tmp_path, caplog):
+    for part in ("gallery", "query"):
+        for name in ("cat", "dog", "owl"):
+            write(tmp_path / part / name / "1.jpg", jpeg())
+    folder_sources.class_folders(tmp_path)
+    assert "all classes have cat, dog, owl below them" in caplog.text
+    assert f"give a folder such as {tmp_path / 'gallery'}" in caplog.text
 
 
 # What a command says

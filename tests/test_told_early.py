@@ -81,16 +81,20 @@ def test_settings_that_cannot_work(given, named, images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("made", "given", "named"),
     [
-        ({"width": 0.4}, (), "does not fit the model"),
-        ({"num_classes": 5}, ("--notrain_teacher",), "5 classes"),
+        ({"width": 0.4}, ("--init_from={}",), "does not fit the model"),
+        (
+            {"num_classes": 5},
+            ("--init_from={}", "--notrain_teacher"),
+            "5 classes",
+        ),
+        ({"width": 0.4}, ("--student_init_from={}",), "does not fit the model"),
     ],
 )
 def test_weights_that_do_not_fit(made, given, named, images, tmp_path, capsys):
     path = save_weights(tmp_path / "other.keras", **made)
     workdir = tmp_path / "run"
-    message = refused(
-        capsys, workdir, *flags(images, workdir), f"--init_from={path}", *given
-    )
+    given = (flag.format(path) for flag in given)
+    message = refused(capsys, workdir, *flags(images, workdir), *given)
     assert named in message
     # Nothing was trained, so other classes are welcome too.
     Workdir(workdir).write_data({"classes": ["x", "y"]})

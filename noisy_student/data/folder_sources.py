@@ -38,8 +38,10 @@ IMAGE_EXTENSIONS = (
 OTHER_EXTENSIONS = (
     *(".heic", ".heif", ".avif", ".tif", ".tiff", ".jp2", ".j2k", ".jxl"),
     *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"),
-    *(".tga", ".psd", ".svg", ".ico", ".pdf", ".dcm", ".exr", ".npy"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".mp4", ".mov", ".avi"),
+    *(".srw", ".pef", ".3fr", ".raw", ".tga", ".psd", ".xcf", ".svg", ".eps"),
+    *(".ai", ".ico", ".pdf", ".dcm", ".dicom", ".nii", ".exr", ".hdr", ".npy"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".mp4", ".m4v", ".mov", ".avi", ".mkv"),
+    *(".webm", ".wmv", ".3gp"),
 )
 _UNFINISHED_EXTENSIONS = (".part", ".partial", ".crdownload", ".download")
 # Beside many a data set's images, one for each, and never one of them. The
@@ -48,15 +50,18 @@ _SIDECAR_EXTENSIONS = (".txt", ".xml", ".json", ".csv", ".thm")
 # Thumbnails, deleted and foreign files, as NAS, Windows, macOS and disks call
 # them where they do not hide them.
 _SYSTEM_FOLDERS = (
-    *(b"@eadir", b"@__thumb", b"@recycle", b"#recycle", b"#snapshot"),
-    *(b"$recycle.bin", b"recycler", b"system volume information"),
+    *(b"@eadir", b"@__thumb", b"@recycle", b"@recently-snapshot", b"@tmp"),
+    *(b"@sharebin", b"#recycle", b"#snapshot", b"~snapshot", b"$recycle.bin"),
+    *(b"recycler", b"system volume information", b"found.000"),
+    *(b"network trash folder", b"temporary items"),
     *(b"__macosx", b"lost+found", b"__pycache__"),
 )
 _ARCHIVE_EXTENSIONS = (b".tar", b".tgz", b".gz", b".zip")
 # Parts of a data set, which nobody calls a class if there are two of them.
 _PARTS = (
-    rb"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?"
-    rb"|(un)?labell?ed|images?|imgs?|masks?|labels?|annotations?|data(set)?)"
+    rb"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?|hold[-_ ]?out"
+    rb"|(un)?labell?ed|images?|imgs?|masks?|labels?|annotations?|data(set)?"
+    rb"|(fold|split)[-_ ]?\d+)"
     rb"([-_ ]?(set|data|images|\d{4}))?"
 )
 
@@ -156,10 +161,11 @@ def class_folders(directory, *, evaluation=False):
     if is_nested:
         logging.warning(
             "%s: no class folder holds images directly; all below %s, such as "
-            "%s, are one class",
+            "%s, are one class%s",
             name,
             class_names[0],
             printable(os.path.dirname(images[0][0])),
+            _likely_classes(name, folders),
         )
     pairs = zip(images, labels, strict=True)
     pairs = sorted(pairs, key=lambda pair: _place(root, pair[0]))
@@ -216,6 +222,22 @@ def _check_level(name, folders, evaluation):
             f"{name} has only one class folder, {inner}, which holds no images "
             f"but folders: give --labeled_dir={inner} if these are the classes"
         )
+
+
+def _likely_classes(name, folders):
+    """For a warning: whether class folders hold the same folders as others."""
+    first, *others = (
+        {e.name for e in visible_entries(folder.path) if is_folder(e)}
+        for folder in folders
+    )
+    same = sorted(first.intersection(*others))
+    if len(folders) < 2 or len(same) < 2:
+        return ""
+    path = os.path.join(name, printable(folders[0].name))
+    return (
+        f", though all classes have {', '.join(map(printable, same[:3]))} "
+        f"below them: if these are the classes, give a folder such as {path}"
+    )
 
 
 def _check_names(name, folders):
