@@ -47,6 +47,16 @@ SETS = FIELDS + "splits_and_folders_of_data_sets"
 SELECT = FIELDS + "the_settings_of_a_selection"
 KEPT = FIELDS + "what_another_selection_dropped_is_not_labeled"
 TEACHER = FIELDS + "a_noised_teacher_draws_anew"
+STOPPED = FIELDS + "a_stopped_training_goes_on_where_it_was"
+GIVEN = FIELDS + "weights_without_a_run_see_images_as_evaluation_does"
+
+# What stands in the last checkpoint beside the averages.
+RAW = (
+    "import numpy as np; z = np.load(sorted((run.workdir.finetuning(iteration)"
+    " / 'checkpoints').glob('*.npz'))[-1]); [w.assign(next(z[k] for k in "
+    "z.files if k.endswith(w.path.replace('/', ':')))) for w in "
+    "network.weights]"
+)
 
 # File in the package, old text, new text, the tests that should notice.
 MUTANTS = [
@@ -278,6 +288,70 @@ MUTANTS = [
      '"noise of the teacher", iteration, 0', TEACHER),
     ("phases.py", 'seed=run.seed("max_unlabeled", iteration)',
      'seed=run.seed("max_unlabeled")', SELECT),
+    # Of a second list, made without a look at the tests
+    ("exporting.py", "network, run = finished.load_finished(run, iteration)\n",
+     f"network, run = finished.load_finished(run, iteration); {RAW}\n", HARD),
+    ("finished.py", "network = run.workdir.load_model(iteration)",
+     "network = run.workdir.load_model(run.workdir.newest_model())", HARD),
+    ("history.py",
+     'workdir.find_result("finetune" if is_finetuned else phase, number)',
+     "workdir.find_result(phase, number)", HARD),
+    ("history.py",
+     "is_finetuned = workdir.finetuned_model(number).exists()",
+     "is_finetuned = False", HARD),
+    ("learning.py", "model.load_averages_into(model.network)",
+     "finetunes or model.load_averages_into(model.network)", HARD),
+    ("learning.py", "layer.trainable = True", "pass", HARD),
+    ("workdir.py", "return self.finetuning(number) if finetuned else",
+     "return self.iteration(number) if finetuned else", HARD),
+    ("assembly.py", "path = workdir.model(iteration - 1)",
+     "path = workdir.model(0)", HARD),
+    ("assembly.py", "path = config.student_init_from\n",
+     "path = config.student_init_from or config.init_from\n",
+     ONLINE),
+    ("assembly.py", "if is_other and not loaded.head_replaced:",
+     "if loaded is None:", WEIGHTS),
+    ("assembly.py", "network, layer, slice(None), at_inference=True",
+     "network, layer, slice(None)", NOISE),
+    ("assembly.py", "len(blocks) // 2 if frozen_blocks is None else "
+     "frozen_blocks", "frozen_blocks or len(blocks) // 2", WEIGHTS),
+    ("assembly.py", "layer.rows = stochastic_depth.NO_ROWS", "pass", NOISE),
+    ("assembly.py", "(False, True): slice(labeled, None),",
+     "(False, True): slice(None),", NOISE),
+    ("assembly.py", "return max(1, round(epochs", "return max(1, int(epochs",
+     SOFT),
+    ("assembly.py", "1, round(config.finetune_epochs",
+     "1, int(config.finetune_epochs", HARD),
+    ("batches.py", "start=first_step * batch_size,", "start=first_step,",
+     STOPPED),
+    ("skipping.py", "return list(known)",
+     "return [p for p, why in known.items() if not _is_evaluated(why)]",
+     STOPPED),
+    ("batches.py", "image_size = run.workdir.image_size(iteration)\n",
+     "image_size = run.image_size(iteration)\n", BUILT),
+    ("batches.py", "cutout_size=config.cutout_size if disturbed else 0,",
+     "cutout_size=config.cutout_size,", NOISE),
+    ("batches.py", 'small = config.crop == "padded"',
+     "small = config.small_images", BUILT),
+    ("predicting.py",
+     "network = assembly.build_network(run, 0, run.finetuning_size(0))",
+     "network = assembly.build_network(run, 0)", GIVEN),
+    ("finished.py",
+     "network = assembly.build_network(run, 0, run.finetuning_size(0))",
+     "network = assembly.build_network(run, 0)", GIVEN),
+    ("predicting.py", "source = skipping.without_evaluation(run, source)",
+     "pass", KEPT),
+    ("phases.py", "                **rows,\n                inclusive=",
+     "                **rows,\n                inclusive=False and ",
+     SELECT),
+    ("run.py", "if not iteration and not config.train_teacher:",
+     "if not config.train_teacher:", SIZE),
+    ("run.py", "variant = self.config.variant_of(iteration)\n        return",
+     "variant = self.config.variant_of(0)\n        return", BUILT),
+    ("run.py", "[self.config.seed, purpose, *map(int, numbers)]",
+     "[self.config.seed, *map(int, numbers)]", HARD),
+    ("prerequisites.py", "iteration = 1 if newest is None else newest + 1",
+     "iteration = newest or 1", TEACHER),
 ]  # fmt: skip
 
 

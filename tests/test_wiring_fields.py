@@ -131,20 +131,42 @@ def test_networks_are_built_as_the_settings_say(
         assert (call["cutout_const"], call["translate_const"]) == (40, 100)
 
 
-def test_an_online_teacher_sees_images_at_its_own_size(start, images):
+def test_an_online_teacher_sees_images_at_its_own_size(start, tmp_path):
+    # L0 is taken as it is evaluated, and trained at fewer pixels.
     start(
         image_size=None,
-        students="b1,b1",
+        variant="l0",
+        students="l0,b1",
         eval_dir=None,
+        init_from=tiny_run.save_given(tmp_path / "given.keras"),
+        train_teacher=False,
         online_teacher=True,
         batch_size=3,
         force=True,
     )
     teachers = [batch.shape for batch in seen("pixels_seen", training=False)]
-    assert teachers == [(6, 224, 224, 3), (6, 240, 240, 3)]
+    assert teachers == [(6, 600, 600, 3), (6, 380, 380, 3)]
     shapes = [batch.shape for batch in seen("pixels_seen")]
-    student = (9, 240, 240, 3)
-    assert shapes == [(3, 224, 224, 3), student, student]
+    assert shapes == [(9, 380, 380, 3), (9, 240, 240, 3)]
+
+
+def test_weights_without_a_run_see_images_as_evaluation_does(
+    start, images, tmp_path
+):
+    common = {
+        "image_size": None,
+        "variant": "l0",
+        "students": None,
+        "init_from": tiny_run.save_given(tmp_path / "given.keras"),
+    }
+    networks = start(mode="evaluate", **common)
+    assert [call["image_size"] for call in networks.calls] == [600]
+    networks = start(
+        mode="predict", workdir="none", num_classes=4,
+        input=f"{images.flags['eval_dir']}/blue",
+        output=str(tmp_path / "answers.csv"), **common,
+    )  # fmt: skip
+    assert [call["image_size"] for call in networks.calls] == [600]
 
 
 # Noise
@@ -189,7 +211,7 @@ def test_noise_meets_the_images_it_is_meant_for(
         cutout_size=4,
         confidence_threshold=0.0,
         images_per_class=6,
-        frozen_blocks=-1,
+        frozen_blocks=1,
         force=True,
     )
     assert len(networks.calls) == 3
@@ -226,6 +248,9 @@ def test_noise_meets_the_images_it_is_meant_for(
         assert not dropped.any() or dropped.sum() > len(dropped) / 2
         dropped = dropped_rows(seen("block2a_seen")[batch][rows])
         assert dropped.any() == ("stochastic_depth" in noise), kind
+    # A block that is frozen is not disturbed.
+    blocks = [dropped_rows(b).any() for b in seen("block1a_seen")]
+    assert blocks == [swapped, True, False]
     # Whoever labels is noised where it is asked for; nobody is when measured.
     marked = [
         marked_rows(batch, 1.5).any()
@@ -277,15 +302,12 @@ def test_crops_and_mirrored_images(start, images, monkeypatch, crop, flip):
 
 
 def test_a_noised_teacher_draws_anew(images, tmp_path, monkeypatch):
-    networks = tiny_run.install(monkeypatch, tiny_run.TinyNetworks())
+    tiny_run.install(monkeypatch, tiny_run.TinyNetworks())
     monkeypatch.setattr(sources, "IMAGES_PER_SHARD", 13)
-    given = tmp_path / "given.keras"
-    networks(
-        num_classes=4, image_size=tiny_run.SIDE, dropout_rate=0.5
-    ).save(given)  # fmt: skip
+    given = tiny_run.save_given(tmp_path / "given.keras")
     run = open_run(
         tiny_run.config(
-            images, tmp_path / "run", students="b0,b0", init_from=str(given),
+            images, tmp_path / "run", students="b0,b0", init_from=given,
             train_teacher=False, teacher_noise="dropout", dropout_rate=0.5,
             confidence_threshold=0.0, eval_dir=None, force=True, **SHORT,
         )
@@ -297,7 +319,7 @@ def test_a_noised_teacher_draws_anew(images, tmp_path, monkeypatch):
         run.workdir.path / f"iteration_{k}" / "model.keras" for k in (0, 1)
     )
     shutil.copy(model, student)
-    phases.label(run, 2)
+    phases.label(run)  # the next one
     dropped = [batch == 0 for batch in seen("top_seen", training=False)]
     assert [len(batch) for batch in dropped] == [13] * 4
     draws = {batch[:12].tobytes() for batch in dropped}
@@ -328,6 +350,34 @@ def test_the_seed_decides_weights_and_order(start, images):
     assert orders[2] == listed
 
 
+def test_a_stopped_training_goes_on_where_it_was(tmp_path, monkeypatch):
+    tiny_run.install(monkeypatch, tiny_run.TinyNetworks())
+    images = tiny_run.Images(tmp_path)
+    # Not trained on, for it is an evaluation image.
+    shutil.copy(
+        tmp_path / "eval/blue/001.png", tmp_path / "labeled/blue/copy.png"
+    )
+    config = tiny_run.config(
+        images, tmp_path / "run", mode="teach", batch_size=4, train_steps=3,
+        checkpoint_minutes=1e-9,
+    )  # fmt: skip
+    phases.run_mode(config)
+    shown = [find(batch, images.labeled[0]) for batch in seen("pixels_seen")]
+    assert sorted(np.concatenate(shown)) == list(range(12))
+    folder = tmp_path / "run" / "iteration_0"
+    unbroken = tiny_run.load(folder / "model.keras")
+    # As if it had been killed after two steps.
+    (folder / "model.keras").unlink()
+    (folder / "checkpoints" / "checkpoint-000000003.npz").unlink()
+    tiny_run.SEEN.clear()
+    phases.run_mode(config)
+    again = [find(batch, images.labeled[0]) for batch in seen("pixels_seen")]
+    assert [rows.tolist() for rows in again] == [shown[2].tolist()]
+    resumed = tiny_run.load(folder / "model.keras")
+    for name, weights in unbroken.items():
+        np.testing.assert_array_equal(resumed[name], weights, err_msg=name)
+
+
 # Selection
 
 
@@ -356,7 +406,7 @@ def labeled_run(images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["exact", "official_bins"])
-def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
+def test_the_settings_of_a_selection(labeled_run, tmp_path, monkeypatch, kind):
     calls, runs = [], []
     name = {"exact": "select", "official_bins": "select_official_bins"}[kind]
     original = getattr(selection, name)
@@ -369,7 +419,7 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
 
     def select(**settings):
         config = dataclasses.replace(
-            labeled_run, mode="select", selection=kind, **settings
+            labeled_run, **{"mode": "select", "selection": kind, **settings}
         )
         run = open_run(config)
         runs.append(run)
@@ -418,6 +468,19 @@ def test_the_settings_of_a_selection(labeled_run, monkeypatch, kind):
     again, _ = select(selection_from=str(folder), confidence_threshold=0.9)
     assert len(calls) == 3
     np.testing.assert_array_equal(again, copies)
+
+    # The official code keeps what is at the threshold, for the average too.
+    copied = tmp_path / "copied"
+    shutil.copytree(labeled_run.workdir, copied)
+    known = np.flatnonzero(~np.isnan(top["confidence"]))
+    top["confidence"][known] = 0.5
+    top["confidence"][known[:8]] = 0.75
+    top["class"] = np.arange(len(top)) % 4
+    np.save(copied / "iteration_1/labels/top-00000-of-00001.npy", top)
+    select(workdir=str(copied), confidence_threshold=0.5)
+    kept = known if kind == "official_bins" else known[:8]
+    per_class = -(-len(kept) // len(set(kept % 4)))
+    assert calls[-1]["images_per_class"] == per_class
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ the weights that are saved.
 """
 
 import dataclasses
+import json
 
+import keras
 import numpy as np
 import pytest
 import tiny_run
@@ -18,6 +20,7 @@ from tiny_run import MOMENTUM
 
 from noisy_student import phases
 from noisy_student.config import Config
+from noisy_student.outputs import checking
 from noisy_student.pseudo_labels import selection
 from noisy_student.run import open_run
 
@@ -354,7 +357,7 @@ def test_soft_labels_and_a_ratio_for_each_student(numbers, monkeypatch):
     run = numbers(
         students="b0,b1",
         unlabeled_ratio="2,3",
-        epochs="12,14,10",
+        epochs="12,13.5,10.5",  # rounded to steps, up and down
         confidence_threshold="0.4,0.5",
         temperature=2.0,
     )
@@ -404,7 +407,39 @@ def check_orders(images, steps):
     assert len(set(unlabeled)) == len(unlabeled) == 2
 
 
-def test_hard_labels_of_finetuned_students(numbers):
+def check_export(run, monkeypatch):
+    """An older, finetuned model is exported: its averages, and their story."""
+    # In a process of its own, where nobody knows the tiny network.
+    monkeypatch.setattr(checking, "reloaded_deviation", lambda *arguments: 0.0)
+    phases.run_mode(
+        dataclasses.replace(
+            run.config, mode="export", iteration=1, export_formats="keras"
+        )
+    )
+    folder = run.workdir / "iteration_1"
+    exported = keras.saving.load_model(
+        folder / "export" / "model.keras", compile=False
+    )
+    paths = sorted((folder / "finetune" / "checkpoints").glob("*.npz"))
+    with np.load(paths[-1]) as file:
+        names = [name for name in sorted(file.files) if "average" in name]
+        averages = [file[n] for n in names if n.endswith("average")]
+    assert len(averages) == len(exported.weights) == 9
+    for average, weight in zip(averages, exported.weights, strict=True):
+        np.testing.assert_array_equal(weight, average, err_msg=weight.path)
+    facts = json.loads((folder / "export" / "export.json").read_text())
+    link = facts["chain"][1]
+    (record,) = (
+        r
+        for r in run.results()
+        if (r["phase"], r["iteration"]) == ("finetune", 1)
+    )
+    assert link["finetuned"] and facts["finetuning"]["finetune_epochs"] == 3.6
+    assert link["accuracy"]["steps"] == record["steps"] == 2
+    assert link["accuracy"]["top1"] == record["top1"]
+
+
+def test_hard_labels_of_finetuned_students(numbers, monkeypatch):
     run = numbers(
         students="b0,b0",
         epochs="12,12,16",
@@ -413,7 +448,7 @@ def test_hard_labels_of_finetuned_students(numbers):
         label_top_k=2,
         warm_start=True,
         finetune=True,
-        finetune_epochs=4.0,
+        finetune_epochs=3.6,  # rounded to two steps
     )
     phases.run_mode(run.config)
     check_orders(run.images, steps=(6, 6, 2, 8, 2))
@@ -436,6 +471,7 @@ def test_hard_labels_of_finetuned_students(numbers):
     # What is evaluated is the newest model, finetuned.
     phases.evaluate(open_run(run.config))
     assert run.results()[-1]["top1"] == accuracy(teacher, run.images)
+    check_export(run, monkeypatch)
 
 
 def test_pseudo_labels_alone_and_a_last_rate(numbers):
@@ -448,6 +484,7 @@ def test_pseudo_labels_alone_and_a_last_rate(numbers):
         train_steps=8,
         final_base_lr=0.3,
         warmup_epochs=4.0,
+        eval_dir=None,
     )
     opened = open_run(run.config)
     phases.teach(opened)
@@ -464,7 +501,7 @@ def test_pseudo_labels_alone_and_a_last_rate(numbers):
 def test_two_devices_compute_what_one_does(numbers, two_replicas):
     run = numbers(
         students="b0", unlabeled_ratio="2", distribution="mirrored",
-        cpu_devices=2,
+        cpu_devices=2, eval_dir=None,
     )  # fmt: skip
     phases.run_mode(run.config)
     # Equal shares, and both kinds in each of them.
@@ -484,9 +521,16 @@ def test_two_devices_compute_what_one_does(numbers, two_replicas):
     # A batch holds twice as many pseudo-labeled images as labeled ones.
     [("soft", "equal", (1, 1)), ("hard", "mean", (1 / 3, 2 / 3))],
 )
-def test_an_online_teacher_in_parts(numbers, kind, weight, weights):
+def test_an_online_teacher_in_parts(numbers, tmp_path, kind, weight, weights):
+    given = {}
+    if kind == "hard":  # where the teacher begins, no student does
+        learned = numbers(students=None).train_teacher()
+        path = tiny_run.save_given(tmp_path / "given.keras", learned)
+        given = {"init_from": path, "train_teacher": False}
     run = numbers(
         students="b0",
+        eval_dir=None,
+        **given,
         unlabeled_ratio="2",
         online_teacher=True,
         accumulation_steps=2,
@@ -514,48 +558,56 @@ def test_an_online_teacher_in_parts(numbers, kind, weight, weights):
 def test_weights_from_elsewhere(numbers, tmp_path):
     given = numbers(students=None).train_teacher()
     other = {name: 0.8 * weight for name, weight in given.items()}
-    path, other_path = tmp_path / "given.keras", tmp_path / "other.keras"
-    for weights, where in ((given, path), (other, other_path)):
-        network = tiny_run.TinyNetworks(weights)(
-            num_classes=4, image_size=tiny_run.SIDE
-        )
-        network.save(where)
+    path = tiny_run.save_given(tmp_path / "given.keras", given)
+    other_path = tiny_run.save_given(tmp_path / "other.keras", other)
+    # Of a run that calls as many classes something else.
+    foreign = tiny_run.save_given(
+        tmp_path / "foreign" / "iteration_0" / "model.keras", given
+    )
+    names = {"classes": ["ant", "bee", "cat", "dog"]}
+    (tmp_path / "foreign" / "data.json").write_text(json.dumps(names))
 
-    # A teacher that is trained begins there.
+    # A teacher that is trained begins there, but for a head of other classes.
     run = numbers(
         workdir="taught",
         students=None,
-        init_from=str(path),
+        init_from=foreign,
         warmup_epochs=2.0,  # one step; by default it would be two
+        eval_dir=None,
     )
     phases.run_mode(run.config)
-    run.check_model("iteration_0/model.keras", run.train([run.labeled], given))
+    head = {n: w for n, w in run.initial.items() if n.startswith("predictions")}
+    run.check_model(
+        "iteration_0/model.keras", run.train([run.labeled], given | head)
+    )
     # One that is taken as it is labels; its student begins elsewhere.
     run = numbers(
         workdir="taken",
         students="b0",
-        init_from=str(path),
-        student_init_from=str(other_path),
+        init_from=path,
+        student_init_from=other_path,
         train_teacher=False,
         unlabeled_ratio="2",
+        eval_dir=None,
     )
     phases.run_mode(run.config)
     run.check_model("iteration_0/model.keras", given)
     assert run.results()[0]["steps"] == 0
     run.distill(1, given, 2, start=other)
-    # Weights can be finetuned without training: here all but the last layer
-    # is left alone, with a rate of its own.
+    # Weights can be finetuned without training: here the stem alone is left as
+    # it is, with a rate of its own.
     run = numbers(
         workdir="finetuned",
         mode="finetune",
         students=None,
-        init_from=str(path),
-        frozen_blocks=2,
+        init_from=path,
+        frozen_blocks=0,
         finetune_epochs=6.0,
         base_lr=3.0,
+        eval_dir=None,
     )
     phases.run_mode(run.config)
     finetuned = run.train(
-        [run.labeled], given, steps=3, first=3, frozen=("stem", "block")
+        [run.labeled], given, steps=3, first=3, frozen=("stem",)
     )
     run.check_model("iteration_0/finetuned.keras", finetuned)

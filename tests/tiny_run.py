@@ -6,8 +6,10 @@ that knows the mean color of an image and nothing else. What brings settings,
 images and weights to it is the real code, from `phases` down.
 """
 
+import functools
 import json
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -208,9 +210,28 @@ def assign(network, weights):
 
 
 def load(path):
-    """The weights of a saved model, float64 arrays by name."""
-    network = keras.saving.load_model(path, compile=False)
+    """The weights of a saved model, float64 arrays by name.
+
+    Whoever trains the saved model trains all of it.
+    """
+    with zipfile.ZipFile(path) as file:
+        layers = json.loads(file.read("config.json"))["config"]["layers"]
+    assert all(layer["config"].get("trainable", True) for layer in layers)
+    network = _reader()
+    network.load_weights(path)
     return {n: np.array(w, np.float64) for n, w in named(network).items()}
+
+
+@functools.cache
+def _reader():
+    return TinyNetworks()(num_classes=4, image_size=SIDE)
+
+
+def save_given(path, weights=None):
+    """Save a tiny network as weights from elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TinyNetworks(weights)(num_classes=4, image_size=SIDE).save(path)
+    return str(path)
 
 
 # What a run of the tiny network has in common: no noise, whole images.
@@ -232,7 +253,8 @@ def config(images, workdir, **settings):
 def install(monkeypatch, networks):
     """Let phases build tiny networks, read PNGs alone, and make no report.
 
-    The graphs of the other formats and the report take most of the time.
+    The graphs of the other formats and the report take most of the time, and
+    then TensorFlow's rewriting of Python that needs none.
     """
     monkeypatch.setattr(efficientnet, "build_model", networks)
     monkeypatch.setattr(
@@ -242,6 +264,9 @@ def install(monkeypatch, networks):
             tf.io.decode_png(encoded, 3), [None, None, 3]
         ),
     )
+    for name in ("run_mode", "teach", "label", "select", "distill"):
+        phase = tf.autograph.experimental.do_not_convert(getattr(phases, name))
+        monkeypatch.setattr(phases, name, phase)
     if hasattr(phases, "showing"):
         monkeypatch.setattr(phases.showing, "refresh", lambda run: None)
     SEEN.clear()
