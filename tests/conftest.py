@@ -84,6 +84,19 @@ def few_blocks():
         yield
 
 
+@pytest.fixture(scope="module")
+def no_report():
+    """Runs without a page that shows them, for what nobody looks at it.
+
+    After the networks, the noise of its pictures takes most of the time.
+    """
+    from noisy_student import phases
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(phases.showing, "refresh", lambda run: None)
+        yield
+
+
 def clean_view(image_size, crop="padded"):
     """How evaluation sees an image: no noise at all."""
     from noisy_student.data import augmentation

@@ -168,6 +168,7 @@ def test_killed_run_with_a_damaged_checkpoint(uninterrupted, tmp_path):
     assert reported_steps(tmp_path) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_two_halves_make_a_whole_on_two_replicas(two_replicas, tmp_path):
     whole = make_model(seed=1, strategy=two_replicas)
     fit(whole, tmp_path / "whole", STEPS)

@@ -19,7 +19,7 @@ from noisy_student.data import tfrecord_source
 from noisy_student.data import undecodable
 from noisy_student.pseudo_labels.store import LabelStore
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("few_blocks", "no_report")
 
 CLASSES = ("cat", "dog")
 

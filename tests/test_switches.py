@@ -33,7 +33,7 @@ from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("few_blocks", "no_report")
 
 SMOKE = REPOSITORY / "flags" / "smoke.flags"
 SETTINGS = {
@@ -63,7 +63,7 @@ def run_main(*arguments):
 
 
 @pytest.fixture(scope="module")
-def teacher(few_blocks, tmp_path_factory):
+def teacher(few_blocks, no_report, tmp_path_factory):
     """The `model.keras` of a teacher, for what begins with one."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     code = run_main(

@@ -14,7 +14,7 @@ from noisy_student.models import efficientnet
 from noisy_student.run import open_run
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("one_block")
+pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
 
 @pytest.fixture(scope="module")
