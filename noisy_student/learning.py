@@ -31,7 +31,7 @@ def train(run, iteration):
         return
     labels = None
     if iteration:
-        prerequisites.check_unlabeled(run)
+        prerequisites.check_images(run, "unlabeled")
     if iteration and run.config.online_teacher:
         prerequisites.check_model(run, iteration - 1, "learn from")
         prerequisites.check_better_than_guessing(run, iteration - 1)
@@ -60,6 +60,7 @@ def finetune(run, iteration):
 def _fit(run, phase, iteration, path, num_unlabeled=0):
     """Train from where a stopped run was, save the averages, evaluate."""
     config, workdir = run.config, run.workdir
+    prerequisites.check_images(run, "labeled")
     started = time.monotonic()
     begun = None
     if not path.exists():

@@ -90,7 +90,7 @@ def iterate(run):
     config = run.config
     left = run.phases_left()
     if {"label", "distill"} & {phase for phase, _ in left}:
-        prerequisites.check_unlabeled(run)
+        prerequisites.check_images(run, "unlabeled")
     teach(run)
     for iteration in range(1, run.last_iteration + 1):
         if run.unlabeled:  # told what has changed since it learned
@@ -122,7 +122,7 @@ def label(run, iteration=None):
     if run.unlabeled is None and run.workdir.is_done("label", iteration):
         print("  all labeled and selected already")
         return
-    prerequisites.check_unlabeled(run)
+    prerequisites.check_images(run, "unlabeled")
     teacher = iteration - 1
     prerequisites.check_model(run, teacher, "label with")
     prerequisites.check_better_than_guessing(run, teacher)
@@ -266,11 +266,7 @@ def finetune(run, iteration=None):
 
 def evaluate(run, iteration=None):
     """Top-1 and top-5 of the newest model on every evaluation image."""
-    if run.evaluation is None:
-        raise UserError(
-            "there are no evaluation images: give --eval_dir=DIR, "
-            "--eval_split=SPLIT or --eval_tfrecords=GLOB"
-        )
+    prerequisites.check_images(run, "evaluation")
     started = time.monotonic()
     init_from = run.config.init_from
     if init_from and run.workdir.newest_model() is None:

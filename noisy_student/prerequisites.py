@@ -229,13 +229,21 @@ def check_stored_labels(run):
         )
 
 
-def check_unlabeled(run):
-    """Refuse to go on without unlabeled images."""
-    if run.unlabeled is None:
+def check_images(run, role):
+    """Refuse to go on without the images of a role."""
+    if getattr(run, role) is not None:
+        return
+    if not run.reads(role):  # from Python, where a run has many phases
         raise UserError(
-            "there are no unlabeled images: give --unlabeled_dir=DIR, "
-            "--unlabeled_split=SPLIT or --unlabeled_tfrecords=GLOB"
+            f"a run opened with mode={run.config.mode!r} reads no {role} "
+            "images: open it again with the mode of the phase, or with "
+            "'iterate' for all of them"
         )
+    flag = "eval" if role == "evaluation" else role
+    raise UserError(
+        f"there are no {role} images: give --{flag}_dir=DIR, "
+        f"--{flag}_split=SPLIT or --{flag}_tfrecords=GLOB"
+    )
 
 
 def check_model(run, iteration, purpose):

@@ -101,6 +101,10 @@ class Run:
         """Dict of each role in `data.json` to its `Source`, or None."""
         return {role: getattr(self, role) for role in ROLES}
 
+    def reads(self, role):
+        """Whether the mode that the run was opened with reads its images."""
+        return role in READS[self.config.mode]
+
     @property
     def num_classes(self):
         return len(self.class_names)
@@ -182,13 +186,19 @@ class Run:
     def begin(self):
         """Record the settings, when a phase has all that it needs."""
         path = self.workdir.path / RUN_FLAGS
+        recorded = recorded_settings(self.workdir.path)
+        if recorded is not None:
+            # Another command, or cell, may have changed them since.
+            check_same(self.workdir.path, Config(**recorded), self.config)
         self._check_images()
         self.workdir.path.mkdir(parents=True, exist_ok=True)
         self.workdir.write_data(self._data())
         if self.index:
             self.index.save()
-        # The pixels of a finetuning are not those that the run trains at.
-        if self.config.mode != "finetune" or not path.exists():
+        # The pixels of a finetuning are not those that the run trains at, nor
+        # are the images of an evaluation those that training is measured on.
+        alone = self.config.mode in ("finetune", "evaluate")
+        if not (alone and path.exists()):
             self.workdir.write_flags(write_run_flags(self.config, path))
 
     def _check_images(self):
@@ -247,7 +257,8 @@ def open_run(config):
     """Find the devices and the data, and check that they fit together.
 
     Args:
-        config: A `Config`; `mode` decides which images are opened (`READS`).
+        config: A `Config`; `mode` decides which images are opened (`READS`):
+            one of the phases, or `iterate` for all of them.
 
     Returns:
         A `Run`. Nothing has been written yet.
@@ -256,6 +267,11 @@ def open_run(config):
         UserError: For whatever is missing or does not fit.
     """
     check_settings(config)
+    if config.mode not in READS:
+        raise UserError(
+            f"mode={config.mode!r} opens no run: call "
+            "noisy_student.phases.run_mode(config) for it"
+        )
     workdir = Workdir(config.workdir)
     recorded = recorded_settings(workdir.path)
     old = None if recorded is None else Config(**recorded)

@@ -518,6 +518,13 @@ def test_tfrecords_errors(record_files, tmp_path):
         read("damaged", first_label=1)
 
 
+def test_labels_below_zero_are_no_class(tmp_path):
+    path = tmp_path / "train-0-of-1"
+    write_records(path, [example(b"x", label) for label in (-1, 0, 1)])
+    with fails("start at -1", "without the images that have none"):
+        tfrecord_source.tfrecords(str(path), labeled=True)
+
+
 def test_tfrecords_labels_out_of_range(record_files):
     def read(**options):
         return tfrecord_source.tfrecords(record_files, labeled=True, **options)

@@ -105,6 +105,36 @@ def test_python_too_keeps_to_the_recorded_settings(
     assert (tmp_path / "run" / "run.flags").read_text() == before
 
 
+def test_a_run_opened_before_a_selection_does_not_undo_it(
+    begun, open_at, tmp_path
+):
+    open_at(mode="select", confidence_threshold=0.5).begin()
+    before = (tmp_path / "run" / "run.flags").read_text()
+    assert "--confidence_threshold=0.5" in before
+    with pytest.raises(UserError, match="--confidence_threshold=0.5, not"):
+        begun.begin()
+    assert (tmp_path / "run" / "run.flags").read_text() == before
+
+
+def test_evaluating_elsewhere_is_not_what_training_is_measured_on(
+    begun, open_at, tmp_path
+):
+    before = (tmp_path / "run" / "run.flags").read_text()
+    shutil.copytree(tmp_path / "eval", tmp_path / "others")
+    run = open_at(mode="evaluate", eval_dir=str(tmp_path / "others"))
+    run.begin()
+    assert (tmp_path / "run" / "run.flags").read_text() == before
+    # Its mode has opened no labeled images.
+    with pytest.raises(UserError, match="'evaluate' reads no labeled images"):
+        prerequisites.check_images(run, "labeled")
+
+
+@pytest.mark.parametrize("mode", ["predict", "plan"])
+def test_a_mode_without_a_run_is_told(open_at, mode):
+    with pytest.raises(UserError, match="phases.run_mode"):
+        open_at(mode=mode)
+
+
 def test_what_may_change_is_recorded_from_python_too(begun, open_at, tmp_path):
     open_at(students="b0,b0", distribution="cpu").begin()
     open_at(mode="select", students="b0,b0", confidence_threshold=0.5).begin()

@@ -487,6 +487,11 @@ def _classes_in_use(name, files, first_label, index):
         ) from error
     span = found[-1] - found[0] + 1
     has_gaps = span > len(found)
+    if found[0] < 0:
+        raise UserError(
+            f"the labels in {name} start at {found[0]}, and there is no class "
+            "below 0: write the files again without the images that have none"
+        )
     if found[0] < first_label or (found[0] > first_label and not has_gaps):
         raise UserError(
             f"the labels in {name} start at {found[0]}, not at "
