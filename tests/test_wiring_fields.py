@@ -358,21 +358,23 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path, monkeypatch):
         tmp_path / "eval/blue/001.png", tmp_path / "labeled/blue/copy.png"
     )
     config = tiny_run.config(
-        images, tmp_path / "run", mode="teach", batch_size=4, train_steps=3,
+        images, tmp_path / "run", mode="teach", batch_size=4, train_steps=4,
         checkpoint_minutes=1e-9,
     )  # fmt: skip
     phases.run_mode(config)
     shown = [find(batch, images.labeled[0]) for batch in seen("pixels_seen")]
-    assert sorted(np.concatenate(shown)) == list(range(12))
+    # One pass, and the first step of another.
+    assert sorted(np.concatenate(shown[:3])) == list(range(12))
+    assert (shown[3] >= 0).all()
     folder = tmp_path / "run" / "iteration_0"
     unbroken = tiny_run.load(folder / "model.keras")
-    # As if it had been killed after two steps.
+    # As if it had been killed after three steps.
     (folder / "model.keras").unlink()
-    (folder / "checkpoints" / "checkpoint-000000003.npz").unlink()
+    (folder / "checkpoints" / "checkpoint-000000004.npz").unlink()
     tiny_run.SEEN.clear()
     phases.run_mode(config)
     again = [find(batch, images.labeled[0]) for batch in seen("pixels_seen")]
-    assert [rows.tolist() for rows in again] == [shown[2].tolist()]
+    assert [rows.tolist() for rows in again] == [shown[3].tolist()]
     resumed = tiny_run.load(folder / "model.keras")
     for name, weights in unbroken.items():
         np.testing.assert_array_equal(resumed[name], weights, err_msg=name)
