@@ -186,10 +186,6 @@ class Run:
     def begin(self):
         """Record the settings, when a phase has all that it needs."""
         path = self.workdir.path / RUN_FLAGS
-        recorded = recorded_settings(self.workdir.path)
-        if recorded is not None:
-            # Another command, or cell, may have changed them since.
-            check_same(self.workdir.path, Config(**recorded), self.config)
         self._check_images()
         self.workdir.path.mkdir(parents=True, exist_ok=True)
         self.workdir.write_data(self._data())

@@ -105,17 +105,6 @@ def test_python_too_keeps_to_the_recorded_settings(
     assert (tmp_path / "run" / "run.flags").read_text() == before
 
 
-def test_a_run_opened_before_a_selection_does_not_undo_it(
-    begun, open_at, tmp_path
-):
-    open_at(mode="select", confidence_threshold=0.5).begin()
-    before = (tmp_path / "run" / "run.flags").read_text()
-    assert "--confidence_threshold=0.5" in before
-    with pytest.raises(UserError, match="--confidence_threshold=0.5, not"):
-        begun.begin()
-    assert (tmp_path / "run" / "run.flags").read_text() == before
-
-
 def test_evaluating_elsewhere_is_not_what_training_is_measured_on(
     begun, open_at, tmp_path
 ):
