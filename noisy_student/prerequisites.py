@@ -85,23 +85,22 @@ def check_ahead(run, left):
     """
     config, workdir = run.config, run.workdir
     trained = [(phase, k) for phase, k in left if phase in TRAINING]
-    fitting = set()
     for phase, k in trained:
         begins = phase == "teach" or not workdir.has_model(k)
         if config.init_from and not k and begins:
             import_weights.check_there(config.init_from)
-        if config.student_init_from and phase == "distill":
-            import_weights.check_there(config.student_init_from)
-            # Its own training would find that they do not fit, after labeling.
-            kind = (config.variant_of(k), run.image_size(k))
-            if run.class_names and kind not in fitting:
-                assembly.first_network(run, phase, k)
-                fitting.add(kind)
         if phase == "finetune":
             assembly.check_frozen_blocks(config, k)
         if run.labeled:
             count = run.labeled.num_examples
             assembly.make_schedule(config, phase, count, k)
+    students = [k for phase, k in trained if phase == "distill"]
+    if config.student_init_from and students:
+        import_weights.check_there(config.student_init_from)
+        # All students are of one variant, so what fits one fits all. Its own
+        # training would find out after labeling.
+        if run.class_names:
+            assembly.first_network(run, "distill", students[0])
     if trained and run.evaluation:
         _check_evaluation_labels(run)
     size = 0

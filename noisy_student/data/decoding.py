@@ -295,8 +295,8 @@ def _with_alpha_if_animated(webp_bytes):
     # A byte is a string of length one in this table.
     byte = tf.gather([bytes([k]) for k in range(256)], tf.cast(flags, tf.int32))
     before = tf.strings.substr(webp_bytes, 0, 20)
-    behind = tf.strings.substr(webp_bytes, 21, 2**31 - 1)
-    return tf.where(is_animated, before + byte + behind, webp_bytes)
+    after = tf.strings.substr(webp_bytes, 21, 2**31 - 1)
+    return tf.where(is_animated, before + byte + after, webp_bytes)
 
 
 def _webp_size(image_bytes):
