@@ -85,6 +85,16 @@ def few_blocks():
 
 
 @pytest.fixture(scope="module")
+def one_block():
+    """Networks of one block, for what has nothing to do with the network."""
+    from noisy_student.models import efficientnet
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(efficientnet, "STAGES", efficientnet.STAGES[:1])
+        yield
+
+
+@pytest.fixture(scope="module")
 def no_report():
     """Runs without a page that shows them, for what nobody looks at it.
 

@@ -12,7 +12,7 @@ from PIL import Image
 import main
 from noisy_student.evaluation import predictions
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
 CLASSES = ("cat", "dog", "emu")
 

@@ -8,10 +8,9 @@ import pytest
 from test_end_to_end import save_images
 
 import main
-from noisy_student.models import efficientnet
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("one_block")
+pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
 CLASSES = {"cat": (200, 40, 40), "dog": (40, 200, 40), "owl": (40, 40, 200)}
 FOLDERS = ("labeled", "unlabeled", "eval")
@@ -31,17 +30,6 @@ NEEDS = {
     "plan": (),
     "preview": ("unlabeled",),  # any of the three
 }
-
-
-@pytest.fixture(scope="module")
-def one_block():
-    """Networks of one block, for what a mode reads has nothing to do with it.
-
-    Most of a command's time on tiny images is the tracing of the network.
-    """
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(efficientnet, "STAGES", efficientnet.STAGES[:1])
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +58,7 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def finished(one_block, images, tmp_path_factory):
+def finished(one_block, no_report, images, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     # A teacher alone needs no unlabeled images.
     with away(images, ["unlabeled"]):

@@ -345,9 +345,12 @@ def brightness_network():
 
 
 @pytest.mark.parametrize(
-    "num_devices", [1, pytest.param(2, marks=pytest.mark.two_devices)]
+    ("num_devices", "batch_size"),
+    [
+        *((1, size) for size in (2, 4, 100)),
+        pytest.param(2, 4, marks=pytest.mark.two_devices),
+    ],
 )
-@pytest.mark.parametrize("batch_size", [2, 4, 100])
 def test_predictions_stand_at_their_image(
     small_shards, num_devices, batch_size
 ):

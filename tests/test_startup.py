@@ -68,6 +68,7 @@ def first_run(tmp_path_factory):
     return done.stdout, workdir
 
 
+@pytest.mark.slow
 def test_a_whole_run_fits_on_two_screens(first_run):
     printed, _ = first_run
     lines = printed.splitlines()
@@ -84,6 +85,7 @@ def test_a_whole_run_fits_on_two_screens(first_run):
     assert not [line for line in lines if re.match(foreign, line)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", (0, 1))
 def test_tensorboard_is_told_what_the_metrics_say(first_run, iteration):
     _, workdir = first_run

@@ -18,13 +18,6 @@ pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
 
 @pytest.fixture(scope="module")
-def one_block():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(efficientnet, "STAGES", efficientnet.STAGES[:1])
-        yield
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     for number, name in enumerate(("cat", "dog", "owl")):
