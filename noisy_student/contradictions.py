@@ -99,6 +99,37 @@ def check_same(workdir, old, new):
         raise _contradiction(workdir, name, before, now)
 
 
+def check_selection(workdir, old, new):
+    """Refuse to go back to settings that another selection has replaced.
+
+    A run that is opened in Python knows nothing of what other commands do.
+
+    Args:
+        workdir: Its path.
+        old: The `Config` of its `run.flags`.
+        new: That of the run.
+
+    Raises:
+        UserError: Naming the first setting that differs.
+    """
+    if not any(workdir.glob("iteration_*/labels/selection.json")):
+        return
+    for field in dataclasses.fields(Config):
+        name = field.name
+        # The labels themselves tell whose selection they are of.
+        if name == "selection_from" or not name.startswith(
+            MODE_FLAGS["select"]
+        ):
+            continue
+        before, now = getattr(old, name), getattr(new, name)
+        if not (_is_same(field, before, now) or _may_change(name, old, new)):
+            raise UserError(
+                f"images of {workdir} were selected with "
+                f"{_flag(name, before, now)} after this run was opened with "
+                f"{_flag(name, now, before)}: open it again"
+            )
+
+
 def check_same_images(workdir, old, new, known, sources):
     """Refuse other images than those that a workdir was made with.
 

@@ -5,6 +5,7 @@ Here `Config` meets the sources of images and the devices. `assembly.py` makes
 networks and batches of them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from noisy_student.command_line import write_run_flags
 from noisy_student.config import Config
 from noisy_student.contradictions import check_same
 from noisy_student.contradictions import check_same_images
+from noisy_student.contradictions import check_selection
 from noisy_student.contradictions import made_anything
 from noisy_student.data import folder_sources
 from noisy_student.data import imagenet_folders
@@ -186,7 +188,10 @@ class Run:
     def begin(self):
         """Record the settings, when a phase has all that it needs."""
         path = self.workdir.path / RUN_FLAGS
-        self._check_images()
+        recorded = recorded_settings(self.workdir.path)
+        if recorded is not None:
+            check_selection(self.workdir.path, Config(**recorded), self.config)
+        self.check_images()
         self.workdir.path.mkdir(parents=True, exist_ok=True)
         self.workdir.write_data(self._data())
         if self.index:
@@ -197,7 +202,7 @@ class Run:
         if not (alone and path.exists()):
             self.workdir.write_flags(write_run_flags(self.config, path))
 
-    def _check_images(self):
+    def check_images(self):
         """Refuse to go on with a run on other images than it began with."""
         known = self.workdir.data()
         if not made_anything(self.workdir.path):
@@ -357,7 +362,11 @@ def _open(run, prefix, role, need):
         print(f"  warning: going on without {role} images: {error}")
         return None
     if role == "evaluation" and run.config.mode == "label":
-        return source  # looked for among the unlabeled; no label is read
+        # Looked for among the unlabeled: no label is read, and no class is
+        # wrong. Known ones make it the source that the other phases open.
+        with contextlib.suppress(UserError):
+            return _fit_classes(source, prefix, run.class_names)
+        return source
     return _fit_classes(source, prefix, run.class_names)
 
 

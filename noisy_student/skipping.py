@@ -157,13 +157,15 @@ def _name_originals(run, source, found):
         return found
     names = duplicates.originals(source, same, run.evaluation, _digests(run))
     # An image of the same short hash that is another one stays.
-    return {
+    named = {
         position: f"{reason}, {names[position]}"
         if position in names
         else reason
         for position, reason in found.items()
         if reason != duplicates.REASON or position in names
     }
+    # Empty files are all alike, and no images at all.
+    return named | broken.reasons(source, names, decoding.decode)
 
 
 def record(run, role, positions):

@@ -170,6 +170,18 @@ def test_labels_half_done_say_the_way_out(begun, open_at, tmp_path):
     assert "delete" not in str(error.value)
 
 
+def test_a_run_opened_before_another_selection_is_opened_again(
+    begun, open_at, tmp_path
+):
+    label(begun)
+    phases.select(begun)
+    phases.select(open_at(mode="select", confidence_threshold=0.5))
+    before = (tmp_path / "run" / "run.flags").read_text()
+    with pytest.raises(UserError, match="threshold=0.5 after this run"):
+        begun.begin()
+    assert (tmp_path / "run" / "run.flags").read_text() == before
+
+
 def test_the_images_of_a_run_stay_its_images(begun, open_at, tmp_path, capsys):
     recorded = begun.workdir.data()
     save_images(tmp_path / "eval" / "cats" / "more", (9, 9, 9), 2, 5)
@@ -183,6 +195,15 @@ def test_the_images_of_a_run_stay_its_images(begun, open_at, tmp_path, capsys):
     open_at().begin()
     assert begun.workdir.data()["labeled"]["num_images"] == 8
     assert recorded["labeled"]["num_images"] == 6
+
+
+def test_other_evaluation_images_in_the_same_place_are_told(
+    begun, open_at, tmp_path, capsys
+):
+    (tmp_path / "eval" / "cats" / "a picture 00.jpg").unlink()
+    with pytest.raises(UserError, match=r"model\.keras"):  # it is made up
+        phases.evaluate(open_at(mode="evaluate"))
+    assert "warning: the evaluation images in" in capsys.readouterr().out
 
 
 def test_a_role_that_is_not_opened_is_not_forgotten(begun):

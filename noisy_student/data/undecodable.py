@@ -200,6 +200,8 @@ def _reason(error):
     cut = r"pos \d+ out of range for string|slice index|with expected shape"
     if re.search(cut, message):
         return "its header is cut off"
+    if re.search("Input to reshape|Input size should match", message):
+        return "its pixels are cut off"  # of a BMP
     line = sources.without_frame(message.partition("\n")[0])
     line = re.sub(r"^assertion failed: \[(.*)\]$", r"\1", line)
     return line if len(line) <= 200 else line[:199] + "…"

@@ -31,7 +31,7 @@ def data_summary(class_names, sources, *, batch_size, unlabeled_batch_size):
     lines = ["Data", f"  {'classes':<12}{len(class_names):>9}  {shown}"]
     for name, source in sources.items():
         count = source.num_examples if source else 0
-        text = f"{source.name}" if source else "none given"
+        text = f"{source.name}" if source else "none"
         lines.append(f"  {name:<12}{count:>9}  {text}")
     evaluation = sources.get("evaluation")
     if evaluation and evaluation.absent:

@@ -111,9 +111,16 @@ def text(summary, most_copies=1):
         lines.append(f"  selected: {kept}")
     else:
         above = summary["above_threshold_per_class"]
+        balanced = f"balanced to {per_class} a class"
+        selected = [n for n in summary["selected_per_class"] if n]
+        # Limits on copies and on images, and classes that may not be repeated.
+        if selected and min(selected) < per_class:
+            balanced = (
+                f"of {per_class} images a class there are {min(selected)} to "
+                f"{max(selected)}"
+            )
         lines.append(
-            f"  balanced to {per_class} a class (they had {min(above)} to "
-            f"{max(above)}): {kept}"
+            f"  {balanced} (they had {min(above)} to {max(above)}): {kept}"
         )
     if most_copies > MANY_COPIES:
         lines.append(
