@@ -236,7 +236,10 @@ def read_flagfile(path):
     Returns:
         Dict of the `Config` fields that it sets.
     """
-    return _read([f"--flagfile={path}"])
+    try:
+        return _read([f"--flagfile={path}"])
+    except UserError as error:
+        raise UserError(f"in {path}: {error}") from error
 
 
 def write_run_flags(config, path):

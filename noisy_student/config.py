@@ -57,11 +57,7 @@ class Config(
         self.formats()
         count, ratios = len(self.student_variants()), self._unlabeled_ratios()
         if len(ratios) not in (1, count):
-            raise UserError(
-                f"--unlabeled_ratio={self.unlabeled_ratio} has {len(ratios)} "
-                f"values, but there are {count} students: give one value, or "
-                "one for each"
-            )
+            raise _wrong_count("unlabeled_ratio", self.unlabeled_ratio, count)
         self._check_schedule()
         ceiling = self.confidence_ceiling
         threshold = max(self.values_of("confidence_threshold"))
@@ -185,13 +181,8 @@ class Config(
         if len(values) == 1:  # a number, however it was given
             object.__setattr__(self, field.name, values[0])
         elif len(values) != count:
-            models = "students"
-            if field.metadata["per"] == MODEL:
-                models = "models, the teacher and its students"
-            raise UserError(
-                f"--{field.name}={value} has {len(values)} values, but there "
-                f"are {count} {models}: give one value, or one for each"
-            )
+            teacher = "the teacher and " * (field.metadata["per"] == MODEL)
+            raise _wrong_count(field.name, value, count, teacher)
 
     def _unlabeled_ratios(self):
         text = str(self.unlabeled_ratio or "")
@@ -205,3 +196,9 @@ class Config(
     def variant_of(self, iteration):
         """The variant that is trained in an iteration; 0 is the teacher."""
         return (self.variant, *self.student_variants())[iteration]
+
+
+def _wrong_count(name, value, count, teacher=""):
+    """A list that is as long as nothing that it could be for."""
+    more = f", or {count}: one for {teacher}each student" if count > 1 else ""
+    return UserError(f"--{name}={value} is a list: give one value{more}")

@@ -365,9 +365,9 @@ def _open(run, prefix, role, need):
         # Looked for among the unlabeled: no label is read, and no class is
         # wrong. Known ones make it the source that the other phases open.
         with contextlib.suppress(UserError):
-            return _fit_classes(source, prefix, run.class_names)
+            return _fit_classes(source, run.config, prefix, run.class_names)
         return source
-    return _fit_classes(source, prefix, run.class_names)
+    return _fit_classes(source, run.config, prefix, run.class_names)
 
 
 def check_settings(config):
@@ -476,12 +476,20 @@ def open_source(config, role, class_names=None, index=None):
     index = index or file_index(config)
     source = _open_source(config, role, class_names, index)
     index.save()
-    return _fit_classes(source, role, class_names)
+    return _fit_classes(source, config, role, class_names)
 
 
-def _fit_classes(source, role, class_names):
+def _fit_classes(source, config, role, class_names):
     """A source with the classes of the models that there are, if any."""
-    if source is None or role == "unlabeled" or not class_names:
+    if source is None or role == "unlabeled":
+        return source
+    count = len(source.class_names)
+    if role == "labeled" and config.num_classes not in (None, count):
+        raise UserError(
+            f"--num_classes={config.num_classes}, but {source.name} has "
+            f"{count} classes: leave out the flag, which is for TFRecords"
+        )
+    if not class_names:
         return source
     if role == "labeled":
         sources.check_all_classes(source, class_names)

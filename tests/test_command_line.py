@@ -316,7 +316,7 @@ def test_a_value_for_each_model(tmp_path, name, values, count):
     )
     again = command_line.read_flagfile(tmp_path / "run.flags")
     assert Config(**again) == config
-    with pytest.raises(UserError, match=f"--{name}=.* but there are {count}"):
+    with pytest.raises(UserError, match=f"--{name}=.* or {count}: one"):
         parse("--students=b0,b0", f"--{name}={values},1")
     with pytest.raises(UserError, match=f"--{name} must be .*not -1"):
         parse("--students=b0,b0", f"--{name}=-1{values[1:]}")

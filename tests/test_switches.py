@@ -578,7 +578,7 @@ def test_each_student_has_its_ratio(tmp_path):
     assert sizes == [0, 4, 4, 10]
     for iteration, ratio in ((1, 1.0), (3, 2.5)):
         assert run.config.unlabeled_ratio_of(iteration) == ratio
-    with pytest.raises(UserError, match="2 values, but there are 3 students"):
+    with pytest.raises(UserError, match="or 3: one for each student"):
         Config(students="b0,b0,b0", unlabeled_ratio="1,2")
     for wrong in ("", "0", "3,", "many", "nan", "-1"):
         with pytest.raises(UserError, match="--unlabeled_ratio"):

@@ -57,6 +57,7 @@ def refused(capsys, workdir, *arguments):
         (("--finetune", "--finetune_epochs=99"), "--finetune_epochs"),
         (("--finetune", "--frozen_blocks=99"), "--frozen_blocks=99"),
         (("--selection_from=nowhere",), "--selection_from=nowhere"),
+        (("--num_classes=7",), "has 3 classes"),
         (
             ("--crop_padding=12", "--finetune_noise=crop", "--image_size=8"),
             "--crop_padding=12",

@@ -129,7 +129,8 @@ def check_there(path):
 
 def _missing(path):
     return WeightsError(
-        f"{path} does not exist, nor does {path}.index of a checkpoint"
+        f"{path} does not exist, nor does {path}.index of a checkpoint: give "
+        "a file or checkpoint that does, see docs/weights.md"
     )
 
 
