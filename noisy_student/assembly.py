@@ -293,7 +293,8 @@ def num_steps(config, phase, num_labeled, iteration=0):
     if steps > total:
         raise UserError(
             f"--finetune_epochs={config.finetune_epochs} is {steps} steps, but "
-            f"the whole schedule has {total}: give less, or more --epochs"
+            f"the whole schedule has {total}: give less, or more --"
+            f"{'epochs' if config.train_steps is None else 'train_steps'}"
         )
     return steps
 

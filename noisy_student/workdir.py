@@ -322,8 +322,11 @@ def _why_not(model_path, error):
                 f"is whole, but no model of this project ({reason}): put back "
                 "the one that was there, or use another --workdir"
             )
+    mode = "teach" if model_path.parent.name == "iteration_0" else "distill"
+    if model_path.stem == "finetuned":
+        mode = "finetune"
     return (
-        f"is damaged ({type(error).__name__}): delete it, and the same command "
+        f"is damaged ({type(error).__name__}): delete it, and --mode={mode} "
         "makes it again from the last checkpoint"
     )
 

@@ -13,6 +13,7 @@ import main
 from noisy_student import files
 from noisy_student.errors import UserError
 from noisy_student.pseudo_labels.store import LabelStore
+from noisy_student.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 
@@ -121,3 +122,20 @@ def test_a_broken_installation_is_no_mistake_of_the_user(monkeypatch):
     monkeypatch.setattr(main.command_line, "parse", parse)
     with pytest.raises(FileNotFoundError):
         main.main(["main.py"])
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [
+        ("iteration_0/model.keras", "teach"),
+        ("iteration_2/model.keras", "distill"),
+        ("iteration_2/finetuned.keras", "finetune"),
+    ],
+)
+def test_a_damaged_model_names_the_mode_that_makes_it(path, mode, tmp_path):
+    path = tmp_path / path
+    path.parent.mkdir()
+    path.write_bytes(b"no zip")
+    number = int(path.parent.name[-1])
+    with pytest.raises(UserError, match=f"--mode={mode} makes it again"):
+        Workdir(tmp_path).load_model(number)

@@ -128,6 +128,12 @@ def check_there(path):
 
 
 def _missing(path):
+    # `Path` makes one slash of two.
+    if re.match(r"[a-z0-9]+:/", str(path)):
+        return WeightsError(
+            f"{path} is on another machine: download it, and give the file "
+            "(docs/weights.md)"
+        )
     return WeightsError(
         f"{path} does not exist, nor does {path}.index of a checkpoint: give "
         "a file or checkpoint that does, see docs/weights.md"
@@ -183,7 +189,10 @@ def _open(path, names, stack):
     elif re.search(r"\.(tar|tgz|txz|zip)(\.\w+)?$", name):
         problem = "is an archive: unpack it first, with tar -xf"
     else:
-        problem = "is no checkpoint, .safetensors, .weights.h5 or .keras"
+        problem = (
+            "is no checkpoint, .safetensors, .weights.h5 or .keras: give one "
+            "of these (docs/weights.md)"
+        )
     raise WeightsError(f"{path} {problem}")
 
 
@@ -201,7 +210,10 @@ def _reading(path, what, *errors):
                 f"{path} cannot be read ({detail}): make it readable, or give "
                 "another file"
             ) from error
-        raise WeightsError(f"{path} is not a whole {what}: {detail}") from error
+        raise WeightsError(
+            f"{path} is not a whole {what} ({detail}): download or copy it "
+            "again"
+        ) from error
 
 
 def _checkpoint_prefix(path):
@@ -217,7 +229,8 @@ def _checkpoint_prefix(path):
             return path / found.pop()
         raise WeightsError(
             f"the folder {path} has no *.index, or several and no file named "
-            "checkpoint that chooses"
+            "checkpoint that chooses: give the file of weights itself, such as "
+            "a run's iteration_1/model.keras"
         )
     match = re.fullmatch(r"(.+)\.(index|meta|data-\d+-of-\d+)", path.name)
     if match and path.exists():
