@@ -102,6 +102,8 @@ def each_pattern(change, text):
     text = os.fsdecode(text)
     if "://" in text.replace("file://", ""):
         return text
+    if change is short and not found(text):
+        return text  # at the root it is known where each begins
     return ",".join(map(change, split_patterns(text, matching_files)))
 
 
@@ -123,12 +125,28 @@ def split_patterns(text, matches):
         )
         if taken is None:
             taken = next(
-                (n for n, c in enumerate(candidates) if matches(c.strip())), 0
+                (n for n, c in enumerate(candidates) if matches(c.strip())),
+                _first_path(parts),
             )
             candidates[taken] = candidates[taken].strip()
         found.append(candidates[taken])
         parts = parts[taken + 1 :]
     return [pattern for pattern in found if pattern]
+
+
+def _first_path(parts):
+    """Where the first of some globs ends, of which no file is there.
+
+    Recorded ones begin at the root: what does not goes on with one that does.
+    """
+    last = 0
+    if parts[0].startswith(os.sep):
+        while last + 1 < len(parts) and parts[last + 1][:1] not in (
+            os.sep,
+            " ",
+        ):
+            last += 1
+    return last
 
 
 def matching_files(pattern):

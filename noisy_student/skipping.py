@@ -72,7 +72,11 @@ def unusable(run, role):
             lost = _lost_classes(source, known, there)
             names = source.class_names
             console.print_untrained(
-                [n for k, n in enumerate(names) if k not in there]
+                [
+                    name
+                    for number, name in enumerate(names)
+                    if number not in there and name not in lost
+                ]
             )
         _remember(run, role, known, whole=not lost)
     _write_csv(run)

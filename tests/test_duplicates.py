@@ -204,7 +204,9 @@ def test_a_class_without_a_usable_image_is_refused(
             shutil.copy(images / "eval/dog/1.png", path)
     for _ in range(2):  # the second time as well
         assert take_a_teacher() == 2
-        assert "no image of class dog" in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert "no image of class dog" in told.err
+        assert "cannot learn" not in told.out
         assert [row[0] for row in skipped(images)] == ["labeled"] * 4
 
 

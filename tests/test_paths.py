@@ -158,6 +158,28 @@ def test_a_run_that_moved_with_its_images_finds_them(
     assert f"--labeled_dir={here}/moved/all, my photos/labeled\n" in flags
 
 
+@pytest.mark.parametrize("current", [".", "b, [1]"])
+def test_records_that_moved_with_their_run_are_found(
+    here, monkeypatch, current
+):
+    """Commas and brackets in the old name of the folder, and in the new."""
+    old, new = here / "a,b [1]", here / "b, [1]"
+    old.mkdir()
+    for part in ("train-0", "train-1"):
+        write_tfrecord(old / part, (0, 200), 0)
+    patterns = f"{old}/train-0,{old}/train-[1]"
+    workdir = str(old / "w")
+    run = open_run(Config(**SMALL, workdir=workdir, labeled_tfrecords=patterns))
+    run.begin()
+    os.rename(old, new)
+    monkeypatch.chdir(here / current)
+    moved = open_run(parse(f"--workdir={new}/w"))
+    assert moved.labeled.fingerprint == run.labeled.fingerprint
+    moved.begin()
+    text = (new / "w" / "run.flags").read_text()
+    assert f"={new}/train-0,{new}/train-[1]\n" in text
+
+
 NAMES = (
     "shards [1]",
     "a, b",
