@@ -85,8 +85,14 @@ def check_ahead(run, left):
     """
     config, workdir = run.config, run.workdir
     trained = [(phase, k) for phase, k in left if phase in TRAINING]
-    if trained and run.class_names and not run.known_classes:
-        _check_num_classes(run)
+    count = run.num_classes
+    # A run that was made with more goes on: it stores all classes.
+    is_new = trained and count and not run.known_classes
+    if is_new and (config.label_top_k or 0) > count:
+        raise UserError(
+            f"--label_top_k={config.label_top_k}, but there are {count} "
+            "classes: give fewer, or auto for all"
+        )
     for phase, k in trained:
         begins = phase == "teach" or not workdir.has_model(k)
         if config.init_from and not k and begins:
@@ -128,21 +134,6 @@ def check_ahead(run, left):
     if config.selection_from and {"label", "select"} & {p for p, _ in left}:
         fingerprint = run.unlabeled and run.unlabeled.fingerprint
         check_other_selection(run, fingerprint)
-
-
-def _check_num_classes(run):
-    """Refuse settings of other classes than the images have."""
-    config, count = run.config, run.num_classes
-    if config.num_classes not in (None, count):
-        raise UserError(
-            f"--num_classes={config.num_classes}, but the labeled images have "
-            f"{count} classes: leave it out, or give the images of all classes"
-        )
-    if (config.label_top_k or 0) > count:
-        raise UserError(
-            f"--label_top_k={config.label_top_k}, but there are {count} "
-            "classes: give fewer, or auto for all"
-        )
 
 
 def _check_evaluation_labels(run):

@@ -174,7 +174,7 @@ class ModelSettings:
         0.2, "Drop rate of the last block (section 3.1).", low=0, high=0.99
     )
     batch_norm_momentum: float = knob(
-        0.99, "Of the moving statistics.", low=0, high=1
+        0.99, "Of the moving statistics.", low=0, high=0.999999
     )
     dtype: str = knob(
         "float32",

@@ -52,7 +52,6 @@ def refused(capsys, workdir, *arguments):
     [
         (("--init_from=gone.keras",), "gone.keras does not exist"),
         (("--init_from=https://x.org/b0.keras",), "download it"),
-        (("--num_classes=7",), "images have 3 classes"),
         (("--label_top_k=4",), "there are 3 classes"),
         (("--student_init_from=gone.h5",), "gone.h5 does not exist"),
         (("--final_base_lr=1",), "--final_base_lr"),
