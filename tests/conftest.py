@@ -72,21 +72,11 @@ def two_replicas():
 
 
 @pytest.fixture(scope="module")
-def few_blocks():
-    """Networks of the first three stages, for tests of what is around them.
+def one_block():
+    """Networks of one block, for tests of what is around them.
 
     Most of a command's time on tiny images is the tracing of the network.
     """
-    from noisy_student.models import efficientnet
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(efficientnet, "STAGES", efficientnet.STAGES[:3])
-        yield
-
-
-@pytest.fixture(scope="module")
-def one_block():
-    """Networks of one block, for what has nothing to do with the network."""
     from noisy_student.models import efficientnet
 
     with pytest.MonkeyPatch.context() as patched:

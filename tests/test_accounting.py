@@ -94,7 +94,7 @@ def test_activations_are_what_tensorflow_keeps(built):
     assert kept == {"float32": found.activations}
 
 
-def test_what_bfloat16_and_rematerialization_keep(few_blocks):
+def test_what_bfloat16_and_rematerialization_keep(one_block):
     settings = {"image_size": 64, "width": 0.25, "depth": 0.3}
     found = accounting.costs("b0", 10, **settings)
     model = efficientnet.build_model("b0", 10, dtype="bfloat16", **settings)

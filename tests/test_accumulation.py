@@ -17,7 +17,7 @@ from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
 from noisy_student.training.online_teacher import OnlineTeacher
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 CLASSES = 3
 # Labeled and pseudo-labeled rows of a batch: uneven, so that no slice can be

@@ -218,7 +218,7 @@ def test_labels_that_count_from_one_are_noticed_while_they_are_read(
 
 @pytest.mark.slow
 def test_files_that_vanish_or_break_on_the_way_are_named(
-    photos, tmp_path, capsys, few_blocks
+    photos, tmp_path, capsys, one_block
 ):
     root = shutil.copytree(photos, tmp_path / "photos")
     arguments = (

@@ -19,7 +19,7 @@ from noisy_student.data import tfrecord_source
 from noisy_student.data import undecodable
 from noisy_student.pseudo_labels.store import LabelStore
 
-pytestmark = pytest.mark.usefixtures("few_blocks", "no_report")
+pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
 CLASSES = ("cat", "dog")
 
@@ -128,7 +128,7 @@ def command(images, mode, *flags):
 
 
 @pytest.fixture(scope="module")
-def weights(few_blocks, tmp_path_factory):
+def weights(one_block, tmp_path_factory):
     """Two models that are made up, for two classes and for three."""
     root = tmp_path_factory.mktemp("weights")
     names = {2: CLASSES, 3: ("0", "1", "2")}

@@ -14,7 +14,7 @@ import main
 from noisy_student import command_line
 from noisy_student.evaluation import predictions
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 SMOKE = REPOSITORY / "flags" / "smoke.flags"
 TINY = (
@@ -85,7 +85,7 @@ def results(workdir):
 
 
 @pytest.fixture(scope="module")
-def trained(few_blocks, photos, tmp_path_factory):
+def trained(one_block, photos, tmp_path_factory):
     """A workdir in which teach, label and distill were run one by one."""
     workdir = tmp_path_factory.mktemp("runs") / "photos"
     flags = [*folder_flags(photos), f"--workdir={workdir}"]

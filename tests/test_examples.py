@@ -21,7 +21,7 @@ from noisy_student.outputs import formats
 from noisy_student.outputs import model_card
 from noisy_student.outputs.stock import stock_network
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 
 def blocks_of(page, begin, languages):

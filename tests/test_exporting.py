@@ -26,7 +26,7 @@ from noisy_student.outputs.stock import computes_in_float32
 from noisy_student.outputs.stock import stock_network
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 CLASSES = ("cat", "dög", "|a*b|")
 
@@ -36,7 +36,7 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def workdir(few_blocks, tmp_path_factory):
+def workdir(one_block, tmp_path_factory):
     return make_finished_run(tmp_path_factory.mktemp("runs") / "run", CLASSES)
 
 

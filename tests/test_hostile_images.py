@@ -154,7 +154,7 @@ def test_every_file_of_a_folder_is_named_with_its_reason(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_blocks")
+@pytest.mark.usefixtures("one_block")
 def test_a_run_labels_what_is_whole_and_lists_the_rest(folder, tmp_path):
     for number, name in enumerate(("<b>cat<", "=dog")):
         color = (200 * number, 99, 200 - 200 * number)

@@ -427,7 +427,7 @@ def test_labels_that_do_not_count_from_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_blocks")
+@pytest.mark.usefixtures("one_block")
 def test_imagenet_is_trained_on_and_evaluated(roots, tmp_path, capsys):
     """With the recipe's own names of the splits, folders as they unpack."""
     arguments = [

@@ -40,10 +40,10 @@ BLOB = "/blob/main/"
 # What makes a cell special: it finds the package; it is replaced here; it is
 # left out here.
 TAGS = {"setup", "parameters", "colab", "download"}
-# As the fixture `few_blocks`, in the process of the notebook.
+# As the fixture `one_block`, in the process of the notebook.
 FEW_BLOCKS = """
 from noisy_student.models import efficientnet
-efficientnet.STAGES = efficientnet.STAGES[:3]
+efficientnet.STAGES = efficientnet.STAGES[:1]
 """
 SMALL = {
     "students": "b0",
@@ -152,7 +152,7 @@ def test_own_images(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_released_weights(few_blocks, tmp_path, monkeypatch):
+def test_released_weights(one_block, tmp_path, monkeypatch):
     root = tmp_path / "clone"
     folder = root / "runs" / "weights"
     folder.mkdir(parents=True)

@@ -15,7 +15,7 @@ from noisy_student.errors import UserError
 from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 NO_DAMAGE = [
     PermissionError(errno.EACCES, "Permission denied"),
@@ -31,7 +31,7 @@ DAMAGE = [OSError("truncated file"), ValueError("bad magic"), KeyError("name")]
 
 
 @pytest.fixture(scope="module")
-def workdir(few_blocks, tmp_path_factory):
+def workdir(one_block, tmp_path_factory):
     return make_finished_run(tmp_path_factory.mktemp("runs") / "run", "abc")
 
 

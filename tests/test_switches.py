@@ -33,8 +33,9 @@ from noisy_student.training import trainer
 from noisy_student.training.checkpointing import Checkpoints
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("few_blocks", "no_report")
+pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
+STAGES = efficientnet.STAGES
 SMOKE = REPOSITORY / "flags" / "smoke.flags"
 SETTINGS = {
     **command_line.read_flagfile(SMOKE),
@@ -63,7 +64,7 @@ def run_main(*arguments):
 
 
 @pytest.fixture(scope="module")
-def teacher(few_blocks, no_report, tmp_path_factory):
+def teacher(one_block, no_report, tmp_path_factory):
     """The `model.keras` of a teacher, for what begins with one."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     code = run_main(
@@ -760,7 +761,12 @@ def test_selecting_again_tells_the_results_so(tmp_path):
 # Finetuning
 
 
-def test_finetuning_leaves_the_first_blocks_alone(teacher, tmp_path):
+def test_finetuning_leaves_the_first_blocks_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(efficientnet, "STAGES", STAGES[:3])
+    teacher = tmp_path / "teacher.keras"
+    efficientnet.build_model(
+        "b0", 10, image_size=8, width=0.1, depth=0.1, small_images=True
+    ).save(teacher)
     workdir = tmp_path / "run"
     flags = [
         f"--workdir={workdir}",
@@ -877,7 +883,7 @@ def test_a_stopped_finetuning_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frozen_blocks": 99}, "--frozen_blocks=99, but the network has 3"),
+        ({"frozen_blocks": 99}, "--frozen_blocks=99, but the network has 1"),
         ({"finetune_epochs": 10.0}, "--finetune_epochs=10.0 is 125 steps"),
     ],
 )

@@ -23,7 +23,7 @@ from noisy_student.errors import UserError
 from noisy_student.outputs import predictions
 from noisy_student.workdir import Workdir
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 # Names that are formulas, Markdown, HTML; seven, so that two are left out.
 CLASSES = ("=1+1", "a,b", 'c"d', "<b>", "-2", "ü", "@x")
@@ -38,7 +38,7 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def workdir(few_blocks, tmp_path_factory):
+def workdir(one_block, tmp_path_factory):
     return make_finished_run(tmp_path_factory.mktemp("runs") / "run", CLASSES)
 
 
