@@ -87,16 +87,25 @@ def check_same(workdir, old, new):
     """
     if not made_anything(workdir):
         return  # a first command that failed may be corrected
+    selected = _has_selected(workdir)
     for field in dataclasses.fields(Config):
         name = field.name
         before, now = getattr(old, name), getattr(new, name)
         if field.metadata["free"] or name == "workdir":
+            continue
+        if name.startswith(MODE_FLAGS["select"]) and not selected:
             continue
         if _is_same(field, before, now) or _may_change(name, old, new):
             continue
         if name in IMAGES and before and now and files.found(now):
             continue
         raise _contradiction(workdir, name, before, now)
+
+
+def _has_selected(workdir):
+    """Whether images were selected, also where only a student shows it."""
+    patterns = "iteration_*/labels/selection.json", "iteration_[1-9]*/*.keras"
+    return any(any(workdir.glob(pattern)) for pattern in patterns)
 
 
 def check_selection(workdir, old, new):
@@ -187,7 +196,9 @@ def _contradiction(workdir, name, before, now):
 
 
 def _more(workdir, name, before):
-    """How to get more of a run whose training has its length."""
+    """How to get on from what was trained or labeled already."""
+    if name.startswith(MODE_FLAGS["select"]):
+        return "; with --mode=select it selects anew"
     if name == "students":
         return (
             "; more students come after those that there are: "

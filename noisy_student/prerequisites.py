@@ -403,7 +403,8 @@ def _check_selection(run, labels, selection):
         raise UserError(
             f"no unlabeled image passed --confidence_threshold="
             f"{selection['confidence_threshold']} (see "
-            f"{labels.selection_path}): lower it, or train a better teacher"
+            f"{labels.selection_path}): lower it with {command(run, 'select')}, "
+            "or train a better teacher"
         )
     empty = selection["kept_per_class"].count(0)
     enough = kept >= num_classes and empty <= num_classes / 2
@@ -423,8 +424,10 @@ def check_not_begun(run, iteration):
     if has_begun(run, iteration):
         raise UserError(
             f"student {iteration} in {run.workdir} has learned from its "
-            "selection already: select for the next one (--iteration), or in "
-            "another --workdir"
+            "selection already: select for a student that has not "
+            f"(--students={run.config.students},b0 adds one), or give another "
+            "--workdir the same teacher, with --notrain_teacher "
+            f"--init_from={run.workdir.model(iteration - 1)}"
         )
 
 

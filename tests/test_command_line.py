@@ -277,8 +277,13 @@ def test_a_selection_may_be_made_anew_with_other_settings(made):
     assert (config.confidence_threshold, config.balance) == (0.5, False)
     with pytest.raises(UserError, match="--seed"):
         parse(f"--workdir={made}", "--mode=select", "--seed=9")
-    with pytest.raises(UserError, match="--confidence_threshold"):
-        parse(f"--workdir={made}", "--mode=label", "--confidence_threshold=0.5")
+    # Nothing was selected yet, so nothing depends on it.
+    label = [f"--workdir={made}", "--mode=label", "--confidence_threshold=0.5"]
+    assert parse(*label).confidence_threshold == 0.5
+    (made / "iteration_1" / "labels").mkdir(parents=True)
+    (made / "iteration_1" / "labels" / "selection.json").write_text("{}")
+    with pytest.raises(UserError, match="threshold=0.5: .*--mode=select it"):
+        parse(*label)
 
 
 def test_ratios_continue_with_the_students(tmp_path):

@@ -82,7 +82,7 @@ def begun(open_at):
         ({"seed": 4}, "--seed=0, not --seed=4"),
         ({"batch_size": 2}, "--batch_size=4, not --batch_size=2"),
         ({"students": "b1"}, "--students=b0, not --students=b1"),
-        ({"confidence_threshold": 0.5}, "--confidence_threshold"),
+        ({"temperature": 2.0}, "--temperature=1.0, not --temperature=2.0"),
         ({"unlabeled_dir": None}, "not no --unlabeled_dir"),
         ({"unlabeled_dir": "{}/others"}, "--unlabeled_dir=.*unlabeled, not"),
         ({"labeled_dir": "{}/others"}, "--labeled_dir=.*labeled, not"),
