@@ -246,7 +246,8 @@ def _select(run, iteration):
     )
     watching.log_selection(run, iteration, confidence, summary)
     labels.write_copies(copies, summary)
-    print(selection_summary.text(summary, int(copies.max(initial=0))))
+    most = int(copies.max(initial=0))
+    print(selection_summary.text(summary, most, config.selection_from))
     return iteration
 
 

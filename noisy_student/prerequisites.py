@@ -403,8 +403,8 @@ def _check_selection(run, labels, selection):
         raise UserError(
             f"no unlabeled image passed --confidence_threshold="
             f"{selection['confidence_threshold']} (see "
-            f"{labels.selection_path}): lower it with {command(run, 'select')}, "
-            "or train a better teacher"
+            f"{labels.selection_path}): lower it with "
+            f"{command(run, 'select')}, or train a better teacher"
         )
     empty = selection["kept_per_class"].count(0)
     enough = kept >= num_classes and empty <= num_classes / 2

@@ -122,3 +122,6 @@ def test_a_threshold_that_filters_nothing_is_told():
         )
         text = selection_summary.text(summary)
         assert ("nothing is filtered" in text) == is_told
+        # Another's selection asks for no confidence.
+        text = selection_summary.text(summary, taken_from="b0/labels")
+        assert "as selected in b0/labels" in text and "confidence" not in text

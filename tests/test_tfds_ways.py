@@ -357,7 +357,13 @@ PIXELS = np.full((4, 4, 3), 7, np.uint8)
             tfds.features.Image(),
             tfds.features.Scalar(np.bool_),
             PIXELS,
-            ["one ClassLabel feature", "label: Scalar"],
+            ["one ClassLabel feature, or several", "label: Scalar"],
+        ),
+        (
+            tfds.features.Image(),
+            tfds.features.ClassLabel(names=["ant ", "bee", "ant"]),
+            PIXELS,
+            ["look the same, 'ant ' and 'ant'"],
         ),
     ],
 )

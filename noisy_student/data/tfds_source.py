@@ -82,7 +82,7 @@ def tfds_split(
     if labeled:
         label_key = _feature_key(name, info, "label", tfds.features.ClassLabel)
         keys.append(label_key)
-        class_names = tuple(map(class_name, info.features[label_key].names))
+        class_names = _class_names(name, info.features[label_key].names)
     # Only what is asked for is parsed; the image stays encoded.
     features = tfds.features.FeaturesDict({k: info.features[k] for k in keys})
     decoders = {image_key: tfds.decode.SkipDecoding()}
@@ -244,11 +244,25 @@ def _feature_key(name, info, preferred, kind):
         )
         found = f"several ({', '.join(keys)})" if keys else "none"
         raise UserError(
-            f"{name} should have one {kind.__name__} feature, or one called "
-            f"{preferred!r}, but has {found} ({all_features}): choose another "
-            "data set, or prepare it again with such a feature"
+            f"{name} should have one {kind.__name__} feature, or several with "
+            f"one called {preferred!r}, but has {found} ({all_features}): "
+            "choose another data set, or prepare it again with such a feature"
         )
     return keys[0]
+
+
+def _class_names(name, names):
+    """What the classes are called, of which no two may look the same."""
+    seen = {}
+    for original in names:
+        other = seen.setdefault(class_name(original), original)
+        if other != original:
+            raise UserError(
+                f"{name} has two classes whose names look the same, "
+                f"{ascii(other)} and {ascii(original)}: prepare it again with "
+                "other names"
+            )
+    return tuple(seen)
 
 
 def _one_line(error):

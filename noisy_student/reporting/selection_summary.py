@@ -78,12 +78,13 @@ def summarize(
     }
 
 
-def text(summary, most_copies=1):
+def text(summary, most_copies=1, taken_from=None):
     """A selection in a few lines.
 
     Args:
         summary: Of `summarize`.
         most_copies: How often a pass shows the image that it shows most.
+        taken_from: Other labels whose selection it is, if there are.
 
     Returns:
         Text.
@@ -96,7 +97,9 @@ def text(summary, most_copies=1):
         + (f", up to {ceiling}" if ceiling is not None else ""),
     ]
     least = 1 / len(summary["class_names"])
-    if summary["confidence_threshold"] < least:
+    if taken_from:
+        lines = [f"  as selected in {taken_from}"]
+    elif summary["confidence_threshold"] < least:
         lines.append(
             f"  warning: of {len(summary['class_names'])} classes the surest "
             f"has at least {least:.2f}, so nothing is filtered: "
