@@ -411,11 +411,18 @@ def _check_selection(run, labels, selection):
     # Of two classes one is not more than half, and yet nothing to learn from.
     if run.config.force or (enough and num_classes - empty > 1):
         return
+    confidence, predicted_class = labels.confidences()
+    lower = ""
+    predicted = np.unique(predicted_class[~np.isnan(confidence)])
+    # No threshold finds an image of a class that the teacher never names.
+    if kept < num_classes or any(
+        selection["kept_per_class"][k] == 0 for k in predicted
+    ):
+        lower = f"lower --confidence_threshold with {command(run, 'select')}, "
     raise UserError(
         f"{kept} of {selection['num_images']} unlabeled images are kept, and "
-        f"none for {empty} of {num_classes} classes: lower "
-        f"--confidence_threshold with {command(run, 'select')}, train a "
-        "better teacher, or go on with --force"
+        f"none for {empty} of {num_classes} classes: {lower}train a better "
+        "teacher, or go on with --force"
     )
 
 

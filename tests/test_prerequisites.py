@@ -35,10 +35,12 @@ def make_run(tmp_path):
 
 
 def label(run, classes):
-    """Labels of full confidence for the first images, of none for others."""
+    """Labels of full confidence for the first images, of little for others."""
     labels = run.label_store(1)
     labels.begin(prerequisites.manifest(run, 1))
-    probs = np.full((run.unlabeled.num_examples, 10), 0.1, np.float32)
+    rows = np.arange(run.unlabeled.num_examples)
+    probs = np.full((len(rows), 10), 0.09, np.float32)
+    probs[rows, rows % 10] = 0.19
     probs[: len(classes)] = np.eye(10)[classes]
     start = 0
     for shard, size in enumerate(run.unlabeled.shard_sizes):
@@ -202,5 +204,7 @@ def test_labels_of_one_class_alone_are_refused(make_run, capsys):
     for shard, size in enumerate(run.unlabeled.shard_sizes):
         labels.write_probs(shard, np.tile(np.float32([0.1, 0.9]), (size, 1)))
     phases.select(run, 1)
-    with pytest.raises(UserError, match="none for 1 of 2 classes.*--force"):
+    with pytest.raises(
+        UserError, match="none for 1 of 2 classes: train .*--force"
+    ):
         prerequisites.finished_labels(run, 1)
