@@ -126,7 +126,6 @@ def label(run, iteration=None):
     teacher = iteration - 1
     prerequisites.check_model(run, teacher, "label with")
     prerequisites.check_better_than_guessing(run, teacher)
-    run.begin()
     labels = run.label_store(iteration)
     missing = labels.missing_shards()
     selected = labels.read_selection() is not None
@@ -143,6 +142,7 @@ def label(run, iteration=None):
         prerequisites.check_manifest(run, iteration, selection_from=kept)
     else:
         prerequisites.check_manifest(run, iteration, selection_from=None)
+    run.begin()
     print(f"Label {iteration}: {labels.num_images()} images")
     num_shards = len(run.unlabeled.shard_sizes)
     if 0 < len(missing) < num_shards:

@@ -149,11 +149,11 @@ def test_a_finished_student_stays_finished(begun, open_at, tmp_path, capsys):
     phases.iterate(open_at())
     out = capsys.readouterr().out
     assert "another" in out and "delete" not in out
-    # Nothing was done, so what is recorded is as before.
-    assert begun.workdir.data() == before
     with pytest.raises(UserError, match="source .* add a student") as error:
         phases.label(open_at(), 1)
     assert "delete" not in str(error.value)
+    # Nothing was done, so what is recorded is as before.
+    assert begun.workdir.data() == before
 
 
 def test_labels_half_done_say_the_way_out(begun, open_at, tmp_path):

@@ -255,13 +255,14 @@ def _class_names(name, names):
     """What the classes are called, of which no two may look the same."""
     seen = {}
     for original in names:
-        other = seen.setdefault(class_name(original), original)
-        if other != original:
+        text = class_name(original)
+        if text in seen:
             raise UserError(
                 f"{name} has two classes whose names look the same, "
-                f"{ascii(other)} and {ascii(original)}: prepare it again with "
-                "other names"
+                f"{ascii(seen[text])} and {ascii(original)}: prepare it again "
+                "with other names"
             )
+        seen[text] = original
     return tuple(seen)
 
 
