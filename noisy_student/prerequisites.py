@@ -415,9 +415,7 @@ def _check_selection(run, labels, selection):
     lower = ""
     predicted = np.unique(predicted_class[~np.isnan(confidence)])
     # No threshold finds an image of a class that the teacher never names.
-    if kept < num_classes or any(
-        selection["kept_per_class"][k] == 0 for k in predicted
-    ):
+    if any(selection["kept_per_class"][k] == 0 for k in predicted):
         lower = f"lower --confidence_threshold with {command(run, 'select')}, "
     raise UserError(
         f"{kept} of {selection['num_images']} unlabeled images are kept, and "
