@@ -18,7 +18,8 @@ from noisy_student.knobs import spell
 
 # What a mode may do otherwise than the run did so far.
 MODE_FLAGS = {
-    "evaluate": ("eval_",),
+    # CIFAR-10.1 or ImageNet-V2 are other data sets of the same classes.
+    "evaluate": ("eval_", "dataset"),
     "finetune": (
         "image_size",
         "batch_size",

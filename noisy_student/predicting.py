@@ -139,7 +139,12 @@ def _tell_absent(run, found):
     seen = set(found.label[found.decoded].tolist())
     names = run.class_names
     absent = [name for k, name in enumerate(names) if k not in seen]
-    if absent and set(absent) != set(run.evaluation.absent):
+    if not seen and run.config.mode != "evaluate":  # which is refused
+        print(
+            f"  warning: none of the images of {run.evaluation.name} can be "
+            "decoded, so no accuracy is measured"
+        )
+    elif seen and absent and set(absent) != set(run.evaluation.absent):
         print(console.absent_text(absent))
 
 

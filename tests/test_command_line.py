@@ -286,6 +286,13 @@ def test_a_selection_may_be_made_anew_with_other_settings(made):
         parse(*label)
 
 
+def test_another_data_set_may_be_evaluated_on(made):
+    other = [f"--workdir={made}", "--dataset=mnist"]
+    assert parse(*other, "--mode=evaluate").dataset == "mnist"
+    with pytest.raises(UserError, match="--dataset=digits, not"):
+        parse(*other, "--mode=distill")
+
+
 def test_ratios_continue_with_the_students(tmp_path):
     make_model(tmp_path)
     config = Config(

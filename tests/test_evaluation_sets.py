@@ -10,7 +10,11 @@ from conftest import make_finished_run
 from PIL import Image
 
 import main
+from noisy_student import command_line
+from noisy_student import predicting
+from noisy_student.config import Config
 from noisy_student.evaluation import predictions
+from noisy_student.run import open_run
 
 pytestmark = pytest.mark.usefixtures("one_block", "no_report")
 
@@ -78,3 +82,9 @@ def test_a_class_whose_images_are_all_broken_is_named(
         path.write_bytes(b"no image")
     assert evaluate(finished, tmp_path / "eval") == 0
     assert "no evaluation images of class dog" in capsys.readouterr().out
+    for path in (tmp_path / "eval").glob("*/*.png"):
+        path.write_bytes(b"no image")
+    settings = command_line.recorded_settings(finished.path)
+    accuracy = predicting.accuracy_of(open_run(Config(**settings)), 0)
+    assert accuracy["top1"] is None
+    assert "so no accuracy is measured" in capsys.readouterr().out
