@@ -54,13 +54,14 @@ class Workdir:
     def owned(self):
         """Keep other processes out; a folder that stays empty goes again."""
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with owned(self.path):
+        with owned(self.path):
+            try:
                 yield
-        finally:
-            if [path.name for path in self.path.glob("*")] == [LOCK]:
-                (self.path / LOCK).unlink()
-                self.path.rmdir()
+            finally:
+                # Only by its owner: whoever is refused leaves it as it is.
+                if [path.name for path in self.path.glob("*")] == [LOCK]:
+                    (self.path / LOCK).unlink()
+                    self.path.rmdir()
 
     def iteration(self, number):
         return self.path / f"iteration_{number}"

@@ -195,6 +195,10 @@ def test_a_workdir_that_nothing_came_of_goes_again(tmp_path):
         raise UserError("no teacher")
     assert not workdir.path.exists()
     with workdir.owned():
+        # Whoever comes second is refused, and takes nothing away.
+        second = Workdir(workdir.path)
+        with pytest.raises(UserError, match="works in"), second.owned():
+            pass
         workdir.write_flags("--seed=1\n")
     assert (workdir.path / "run.flags").exists()
 
