@@ -18,6 +18,20 @@ from noisy_student.errors import UserError
 from noisy_student.workdir import Workdir
 
 
+@pytest.fixture(autouse=True)
+def in_a_terminal():
+    """Signals as a shell leaves them, also where the tests run under nohup."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {n: signal.signal(n, handlers[n]) for n in handlers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGHUP"))
 @pytest.mark.parametrize(
     "before",
