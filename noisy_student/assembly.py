@@ -291,10 +291,10 @@ def num_steps(config, phase, num_labeled, iteration=0):
         1, round(config.finetune_epochs * num_labeled / config.batch_size)
     )
     if steps > total:
+        length = "epochs" if config.train_steps is None else "train_steps"
         raise UserError(
             f"--finetune_epochs={config.finetune_epochs} is {steps} steps, but "
-            f"the whole schedule has {total}: give less, or more --"
-            f"{'epochs' if config.train_steps is None else 'train_steps'}"
+            f"the whole schedule has {total}: give less, or more --{length}"
         )
     return steps
 

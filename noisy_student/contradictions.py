@@ -94,13 +94,18 @@ def check_same(workdir, old, new):
         before, now = getattr(old, name), getattr(new, name)
         if field.metadata["free"] or name == "workdir":
             continue
-        if name.startswith(MODE_FLAGS["select"]) and not selected:
+        if _is_of_selection(name) and not selected:
             continue
         if _is_same(field, before, now) or _may_change(name, old, new):
             continue
         if name in IMAGES and before and now and files.found(now):
             continue
         raise _contradiction(workdir, name, before, now)
+
+
+def _is_of_selection(name):
+    """Whether a setting decides which images are kept, and how often."""
+    return name.startswith(MODE_FLAGS["select"])
 
 
 def _has_selected(workdir):
@@ -122,14 +127,12 @@ def check_selection(workdir, old, new):
     Raises:
         UserError: Naming the first setting that differs.
     """
-    if not any(workdir.glob("iteration_*/labels/selection.json")):
+    if not _has_selected(workdir):
         return
     for field in dataclasses.fields(Config):
         name = field.name
         # The labels themselves tell whose selection they are of.
-        if name == "selection_from" or not name.startswith(
-            MODE_FLAGS["select"]
-        ):
+        if name == "selection_from" or not _is_of_selection(name):
             continue
         before, now = getattr(old, name), getattr(new, name)
         if not (_is_same(field, before, now) or _may_change(name, old, new)):
@@ -198,7 +201,7 @@ def _contradiction(workdir, name, before, now):
 
 def _more(workdir, name, before):
     """How to get on from what was trained or labeled already."""
-    if name.startswith(MODE_FLAGS["select"]):
+    if _is_of_selection(name):
         return "; with --mode=select it selects anew"
     if name == "students":
         return (

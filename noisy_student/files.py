@@ -139,14 +139,10 @@ def _first_path(parts):
 
     Recorded ones begin at the root: what does not goes on with one that does.
     """
-    last = 0
-    if parts[0].startswith(os.sep):
-        while last + 1 < len(parts) and parts[last + 1][:1] not in (
-            os.sep,
-            " ",
-        ):
-            last += 1
-    return last
+    if not parts[0].startswith(os.sep):
+        return 0
+    begins = (part.startswith((os.sep, " ")) for part in parts[1:])
+    return next((n for n, it in enumerate(begins) if it), len(parts) - 1)
 
 
 def matching_files(pattern):

@@ -268,7 +268,7 @@ def finetune(run, iteration=None):
 def evaluate(run, iteration=None):
     """Top-1 and top-5 of the newest model on every evaluation image."""
     prerequisites.check_images(run, "evaluation")
-    run.check_images()
+    run.check_same_images()
     started = time.monotonic()
     init_from = run.config.init_from
     if init_from and run.workdir.newest_model() is None:

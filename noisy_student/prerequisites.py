@@ -86,13 +86,12 @@ def check_ahead(run, left):
     """
     config, workdir = run.config, run.workdir
     trained = [(phase, k) for phase, k in left if phase in TRAINING]
-    count = run.num_classes
     # A run that was made with more goes on: it stores all classes.
-    is_new = trained and count and not run.known_classes
-    if is_new and (config.label_top_k or 0) > count:
+    is_new = trained and run.num_classes and not run.known_classes
+    if is_new and (config.label_top_k or 0) > run.num_classes:
         raise UserError(
-            f"--label_top_k={config.label_top_k}, but there are {count} "
-            "classes: give fewer, or auto for all"
+            f"--label_top_k={config.label_top_k}, but there are "
+            f"{run.num_classes} classes: give fewer, or auto for all"
         )
     for phase, k in trained:
         begins = phase == "teach" or not workdir.has_model(k)

@@ -191,7 +191,7 @@ class Run:
         recorded = recorded_settings(self.workdir.path)
         if recorded is not None:
             check_selection(self.workdir.path, Config(**recorded), self.config)
-        self.check_images()
+        self.check_same_images()
         self.workdir.path.mkdir(parents=True, exist_ok=True)
         self.workdir.write_data(self._data())
         if self.index:
@@ -202,7 +202,7 @@ class Run:
         if not (alone and path.exists()):
             self.workdir.write_flags(write_run_flags(self.config, path))
 
-    def check_images(self):
+    def check_same_images(self):
         """Refuse to go on with a run on other images than it began with."""
         known = self.workdir.data()
         if not made_anything(self.workdir.path):
@@ -480,7 +480,12 @@ def open_source(config, role, class_names=None, index=None):
 
 
 def _fit_classes(source, config, role, class_names):
-    """A source with the classes of the models that there are, if any."""
+    """A source with the classes of the models that there are, if any.
+
+    Raises:
+        UserError: If the labeled images have others, or another number of
+            them than `--num_classes`.
+    """
     if source is None or role == "unlabeled":
         return source
     count = len(source.class_names)

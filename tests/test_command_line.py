@@ -427,6 +427,7 @@ def test_every_number_works_up_to_its_edges_and_not_beyond(tmp_path, field):
     [
         (["--confidence_threshold=30"], "such as 0.3 for 30 %, not 30"),
         (["--label_smoothing=10"], "0.99, such as 0.1 for 10 %, not 10"),
+        (["--batch_norm_momentum=1"], "must be from 0 to 0.999999, not 1"),
         (["--ema_decay=1"], "--ema_decay must be from 0 to 0.999999, not 1"),
         (["--epochs=0"], "--epochs must be at least 0.001, not 0"),
         (["--batch_size=0"], "--batch_size must be at least 1, not 0"),

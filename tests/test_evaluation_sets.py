@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model is measured on: its classes, or some of them, by name."""
 
+import dataclasses
 import json
 import shutil
 
@@ -88,3 +89,18 @@ def test_a_class_whose_images_are_all_broken_is_named(
     accuracy = predicting.accuracy_of(open_run(Config(**settings)), 0)
     assert accuracy["top1"] is None
     assert "so no accuracy is measured" in capsys.readouterr().out
+
+
+def test_every_phase_opens_the_same_evaluation_images(finished, tmp_path):
+    """Of those that lack a class, classes are numbered as the model's."""
+    shutil.copytree(tmp_path / "eval", tmp_path / "unlabeled")
+    shutil.rmtree(tmp_path / "eval" / "cat")
+    recorded = command_line.recorded_settings(finished.path)
+    recorded |= {"unlabeled_dir": str(tmp_path / "unlabeled")}
+    config = Config(**recorded | {"students": "b0"})
+    finished.write_flags(command_line.write_run_flags(config, "run.flags"))
+    fingerprints = {
+        open_run(dataclasses.replace(config, mode=mode)).evaluation.fingerprint
+        for mode in ("teach", "label", "distill")
+    }
+    assert len(fingerprints) == 1

@@ -21,6 +21,7 @@ from noisy_student.data.sources import NO_LABEL
 from noisy_student.data.sources import class_name
 from noisy_student.data.sources import fingerprint_of
 from noisy_student.data.sources import printable
+from noisy_student.data.sources import same_looking
 from noisy_student.data.sources import source_in_memory
 from noisy_student.errors import UserError
 from noisy_student.files import literal_part
@@ -242,17 +243,15 @@ def _likely_classes(name, folders):
 
 def _check_names(name, folders):
     """Refuses folders whose names look the same, warns of almost the same."""
-    seen, cases = {}, {}
+    if pair := same_looking([folder.name for folder in folders]):
+        one, other = (ascii(os.fsdecode(folder)) for folder in pair)
+        raise UserError(
+            f"{name} holds two folders whose names look the same, {one} and "
+            f"{other}: move the images of both into one"
+        )
+    cases = {}
     for folder in folders:
         text = class_name(folder.name)
-        if text in seen:
-            raise UserError(
-                f"{name} holds two folders whose names look the same, "
-                f"{ascii(os.fsdecode(seen[text]))} and "
-                f"{ascii(os.fsdecode(folder.name))}: move the images of both "
-                "into one"
-            )
-        seen[text] = folder.name
         other = cases.setdefault(text.casefold(), text)
         if other != text:
             logging.warning(

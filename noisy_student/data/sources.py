@@ -405,6 +405,21 @@ def class_name(name):
     return " ".join(composed.split()) or composed
 
 
+def same_looking(names):
+    """The first two names of classes that look the same, or None.
+
+    Args:
+        names: Sequence of str or bytes.
+    """
+    seen = {}
+    for name in names:
+        text = class_name(name)
+        if text in seen:
+            return seen[text], name
+        seen[text] = name
+    return None
+
+
 def printable(name):
     """File name, str or bytes of any kind, as one line of valid Unicode."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")

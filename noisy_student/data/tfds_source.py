@@ -18,6 +18,7 @@ from noisy_student.data import tfds_splits
 from noisy_student.data.sources import NO_LABEL
 from noisy_student.data.sources import class_name
 from noisy_student.data.sources import printable
+from noisy_student.data.sources import same_looking
 from noisy_student.data.tfrecord_source import TFRECORD
 from noisy_student.data.tfrecord_source import checked_label
 from noisy_student.data.tfrecord_source import record_source
@@ -253,17 +254,13 @@ def _feature_key(name, info, preferred, kind):
 
 def _class_names(name, names):
     """What the classes are called, of which no two may look the same."""
-    seen = {}
-    for original in names:
-        text = class_name(original)
-        if text in seen:
-            raise UserError(
-                f"{name} has two classes whose names look the same, "
-                f"{ascii(seen[text])} and {ascii(original)}: prepare it again "
-                "with other names"
-            )
-        seen[text] = original
-    return tuple(seen)
+    if pair := same_looking(names):
+        raise UserError(
+            f"{name} has two classes whose names look the same, "
+            f"{' and '.join(map(ascii, pair))}: prepare it again with other "
+            "names"
+        )
+    return tuple(map(class_name, names))
 
 
 def _one_line(error):
