@@ -181,6 +181,30 @@ def test_a_student_sees_the_distribution(tmp_path, monkeypatch, num_classes, k):
     np.testing.assert_allclose(softer, root, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("k", [None, 2])
+def test_half_precision_is_cast_and_nothing_else(
+    tmp_path, monkeypatch, kind, k
+):
+    # Of CPUs without its arithmetic, oneDNN calls all else an error.
+    labels = filled_store(tmp_path, make_probs(7, 5), k)
+    examples = pseudo_labeled_examples(
+        make_source((4, 3), monkeypatch), labels, kind=kind
+    )
+    graph = (
+        tf.function(examples.target)
+        .get_concrete_function(tf.TensorSpec([], tf.string))
+        .graph
+    )
+    taken_by = {
+        operation.type
+        for operation in graph.get_operations()
+        for tensor in operation.inputs
+        if tensor.dtype == tf.float16
+    }
+    assert taken_by <= {"Cast"}
+
+
 def test_all_classes_are_stored_as_ever(tmp_path, monkeypatch):
     probs = make_probs(7, 5)
     source = make_source((4, 3), monkeypatch)

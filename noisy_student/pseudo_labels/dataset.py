@@ -178,12 +178,15 @@ def _decoders(num_classes, top_k):
 
     Of the k highest probabilities, float32 `(C,)` is made again by sharing out
     what they leave of 1 evenly among the other classes.
+
+    float16 is cast at once: where a CPU has no such arithmetic, TensorFlow
+    calls any other operation on it an error on stderr, and goes on.
     """
     if top_k is None:
 
         def decode(record):
             probs = tf.io.decode_raw(record, tf.float16)
-            return tf.cast(tf.ensure_shape(probs, [num_classes]), tf.float32)
+            return tf.ensure_shape(tf.cast(probs, tf.float32), [num_classes])
 
         return decode, lambda record: tf.argmax(decode(record))
 
@@ -191,14 +194,15 @@ def _decoders(num_classes, top_k):
     types = {1: tf.uint8, 2: tf.uint16, 4: tf.int32}  # decodes no uint32
     class_type = types[row["classes"].base.itemsize]
 
-    def field(record, name, dtype):
+    def field(record, name, stored, dtype):
         begin, size = row.fields[name][1], row[name].itemsize
-        values = tf.io.decode_raw(tf.strings.substr(record, begin, size), dtype)
+        part = tf.strings.substr(record, begin, size)
+        values = tf.cast(tf.io.decode_raw(part, stored), dtype)
         return tf.ensure_shape(values, [top_k])
 
     def decode(record):
-        probs = tf.cast(field(record, "probs", tf.float16), tf.float32)
-        classes = tf.cast(field(record, "classes", class_type), tf.int32)
+        probs = field(record, "probs", tf.float16, tf.float32)
+        classes = field(record, "classes", class_type, tf.int32)
         rest = (1 - tf.reduce_sum(probs)) / (num_classes - top_k)
         # None of the others was higher than the last, nor below zero, whatever
         # float16 made of the sum.
@@ -207,9 +211,9 @@ def _decoders(num_classes, top_k):
             tf.fill([num_classes], rest), classes[:, tf.newaxis], probs
         )
 
-    return decode, lambda record: tf.cast(
-        field(record, "classes", class_type)[0], tf.int64
-    )
+    return decode, lambda record: field(
+        record, "classes", class_type, tf.int64
+    )[0]
 
 
 def _record_reader(arrays):
