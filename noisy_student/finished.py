@@ -143,8 +143,7 @@ def check_output(config, default, endings=()):
     shown = printable(config.output)
     if endings and path.suffix.lower() not in endings:
         raise UserError(
-            f"--output={shown} ends in none of {', '.join(endings)}, which "
-            "say what to write"
+            f"--output={shown} must end in {' or '.join(endings)}"
         )
     if endings and path.is_dir():
         raise UserError(f"--output={shown} is a folder: give a file in it")
