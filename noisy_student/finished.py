@@ -142,9 +142,7 @@ def check_output(config, default, endings=()):
     path = pathlib.Path(os.path.expanduser(config.output))
     shown = printable(config.output)
     if endings and path.suffix.lower() not in endings:
-        raise UserError(
-            f"--output={shown} must end in {' or '.join(endings)}"
-        )
+        raise UserError(f"--output={shown} must end in {' or '.join(endings)}")
     if endings and path.is_dir():
         raise UserError(f"--output={shown} is a folder: give a file in it")
     if path.exists() and not config.force:

@@ -14,8 +14,8 @@ SCRIPT = pathlib.Path(__file__).with_name("fuzzing.py")
 @pytest.mark.parametrize(
     ("what", "count"),
     [
-        ("images", 150),
-        ("files", 150),
+        ("images", 60),
+        ("files", 60),
         pytest.param("images", 10_000, marks=pytest.mark.slow),
         pytest.param("files", 10_000, marks=pytest.mark.slow),
     ],

@@ -97,28 +97,32 @@ def test_decode_takes_the_first_frame():
 
 
 @pytest.mark.parametrize(
-    "encoded",
+    "read",
     [
-        encode(noise(40, 40), "JPEG")[:-400],
-        encode(noise(40, 40), "PNG")[:-400],
-        b"",
-        b"not an image",
-        b"\xff\xd8\xff",  # begins like a JPEG, and ends
-    ],
-    ids=["truncated JPEG", "truncated PNG", "empty", "text", "three bytes"],
-)
-def test_broken_bytes_raise(encoded):
-    readers = [
         decoding.decode,
         lambda data: preprocessing.center_crop(data, 8),
         lambda data: preprocessing.random_resized_crop(data, 8, seed=[1, 2]),
-    ]
-    for read in readers:
+    ],
+    ids=["decode", "center_crop", "random_resized_crop"],
+)
+def test_broken_bytes_raise(read):
+    broken = {
+        "truncated JPEG": encode(noise(40, 40), "JPEG")[:-400],
+        "truncated PNG": encode(noise(40, 40), "PNG")[:-400],
+        "empty": b"",
+        "text": b"not an image",
+        "begins like a JPEG, and ends": b"\xff\xd8\xff",
+    }
+    # An iterator goes on after an error, with the next element.
+    elements = iter(
+        tf.data.Dataset.from_tensor_slices(list(broken.values())).map(read)
+    )
+    for what, encoded in broken.items():
         with pytest.raises(tf.errors.InvalidArgumentError):
-            read(encoded)
-        dataset = tf.data.Dataset.from_tensors(encoded).map(read)
+            pytest.fail(f"{what} is {read(encoded)}")
         with pytest.raises(tf.errors.InvalidArgumentError):
-            next(iter(dataset))
+            pytest.fail(f"{what} is {next(elements)} in a dataset")
+    assert next(elements, None) is None
 
 
 @pytest.mark.parametrize(("size", "tolerance"), [(224, 0), (300, 1 / 128)])
