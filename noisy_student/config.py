@@ -79,6 +79,12 @@ class Config(
                 f"{', '.join(self.student_variants())}: leave it out, or "
                 "change --students"
             )
+        for name in ("selection_from", "max_copies", "max_unlabeled"):
+            if self.online_teacher and getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name} selects from stored labels, but "
+                    "--online_teacher stores none: leave out one of them"
+                )
         if not self.train_teacher and not self.init_from:
             raise UserError(
                 "--notrain_teacher needs the teacher's weights: give "

@@ -899,6 +899,10 @@ def test_finetuning_that_cannot_be(teacher, tmp_path, changes, message):
         ({"labeled_noise": "crop,blur"}, "--labeled_noise holds 'blur'"),
         ({"train_teacher": False}, "--notrain_teacher needs"),
         (
+            {"online_teacher": True, "max_copies": 7},
+            "--max_copies selects from stored labels",
+        ),
+        (
             {"warm_start": True, "student_init_from": "x.keras"},
             "--warm_start and --student_init_from both",
         ),
