@@ -9,8 +9,8 @@ The flags are `--dtype=bfloat16`, `--rematerialize` and
 process of its own with a heap that gives back what is freed. Memory is the
 peak of what the process holds, less what it held before the network was
 built. Time is what all cores work for a step, the fastest of those after the
-first. Prints a table, with what `--mode=plan` expects, and the same as a line
-of JSON. Needs Linux.
+first. Prints a table, with the estimate of `--mode=plan`, and the same as a
+line of JSON. Requires Linux.
 """
 
 import argparse
@@ -27,10 +27,11 @@ from benchmarks import measuring
 from benchmarks.memory_estimate import TIDY_HEAP
 from benchmarks.memory_estimate import in_a_fresh_process
 from benchmarks.memory_estimate import random_batches
+from noisy_student import plan
+from noisy_student.config import Config
 from noisy_student.models import accounting
 from noisy_student.models import efficientnet
 from noisy_student.models import rematerialization
-from noisy_student.reporting import needs
 from noisy_student.training import trainer
 
 
@@ -79,8 +80,8 @@ def main():
     print(f"{'':<26}{'GB':>7}{'plan':>7}{'CPU s':>9}{'loss':>8}")
     rows = []
     for name, settings in cases.items():
-        memory = needs.memory_per_device(
-            costs, images, image_size, on_cpu=True, **settings
+        memory = plan.memory_per_device(
+            Config(**settings), costs, images, image_size
         )
         peak, seconds, loss = in_a_fresh_process(
             TIDY_HEAP,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory that `--mode=plan` expects beside what training steps take.
+"""Compares the memory estimate of `--mode=plan` with measured training steps.
 
     python -m benchmarks.memory_estimate
 
-Each network is trained for three steps on the CPU, in a process of its own.
-Measured is the peak of the process's resident memory less what it held before
-the network was built: first with the heap of glibc as it comes, which keeps
-most of what is freed, then with one that gives it back. Needs Linux.
+Trains each network for three steps on the CPU, in a process of its own.
+Measures the peak resident memory of the process, minus what it held before the
+network was built: first with glibc's default heap, which keeps most of the
+freed memory, then with one that returns it. Requires Linux.
 """
 
 import multiprocessing
@@ -18,9 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measuring
+from noisy_student import plan
+from noisy_student.config import Config
 from noisy_student.models import accounting
 from noisy_student.models import efficientnet
-from noisy_student.reporting import needs
 from noisy_student.training import trainer
 
 # Pixels, images in a batch, options of `build_model`.
@@ -38,15 +39,12 @@ TIDY_HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def main():
-    """A line for each case."""
+    """Prints a line for each case."""
     print("b0, GB: pixels, images, options; estimate; measured; tidy heap")
     for image_size, images, options in CASES:
         costs = accounting.costs("b0", image_size=image_size, **options)
-        estimate = sum(
-            needs.memory_per_device(
-                costs, images, image_size, on_cpu=True
-            ).values()
-        )
+        memory = plan.memory_per_device(Config(), costs, images, image_size)
+        estimate = sum(memory.values())
         print(f"{image_size:>4} {images:>3} {options}", end="", flush=True)
         print(f"  {estimate / 1e9:.2f}", end="", flush=True)
         for environment in ({}, TIDY_HEAP):

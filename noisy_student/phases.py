@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from noisy_student import exporting
 from noisy_student import learning
-from noisy_student import planning
+from noisy_student import plan
 from noisy_student import predicting
 from noisy_student import prerequisites
 from noisy_student import previewing
@@ -53,7 +53,7 @@ def run_mode(config):
         "evaluate": evaluate,
     }
     alone = {
-        "plan": planning.plan,
+        "plan": plan.plan,
         "preview": previewing.preview,
         "report": showing.report,
         "predict": using.predict,

@@ -27,7 +27,7 @@ from noisy_student.pseudo_labels.rows import bytes_per_image
 from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.pseudo_labels.store import recorded_sizes
 from noisy_student.reporting import console
-from noisy_student.reporting.needs import bytes_text
+from noisy_student.reporting.console import bytes_text
 
 # The sha256 of `model.keras`, beside the settings.
 FINETUNED_OF = "finetuned_of"

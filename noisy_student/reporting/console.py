@@ -286,3 +286,11 @@ def _steps(number):
 def _amount(value):
     """A number with as many digits as help."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def bytes_text(number):
+    """Formats bytes in a decimal unit: `12.4 GB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"
