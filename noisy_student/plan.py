@@ -32,7 +32,7 @@ FLOAT = 4  # bytes
 # bfloat16, and the input of BatchNormalization is float32.
 ACTIVATION_BYTES = {"float32": FLOAT, "bfloat16": (2 + 2 + FLOAT) / 3}
 # Graph and workspace. CPU: measured, docs/large_models.md. Others: assumption.
-TENSORFLOW_BYTES = 500_000_000
+TENSORFLOW_BYTES = 700_000_000
 # The newest two of each model (training/checkpointing.py).
 KEPT_CHECKPOINTS = 2
 # A multiply-add is two operations. The gradients of inputs and weights cost as

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_efficientnet import BLOCKS
 from test_efficientnet import PARAMETERS
 
+from noisy_student import plan
 from noisy_student.models import accounting
 from noisy_student.models import efficientnet
 from noisy_student.models import rematerialization
@@ -37,9 +37,7 @@ def count_values(weights):
 
 @pytest.mark.parametrize("variant", efficientnet.VARIANTS)
 def test_parameters_of_every_variant(variant):
-    found = accounting.costs(variant)
-    assert found.parameters == PARAMETERS[variant]
-    assert found.blocks == BLOCKS[variant]
+    assert accounting.costs(variant).parameters == PARAMETERS[variant]
 
 
 # arXiv:1905.11946, table 2, in billions, at the pixels of the evaluation.
@@ -71,7 +69,6 @@ def test_equals_a_network_that_is_built(built):
     others = [w for w in model.non_trainable_weights if "float" in w.dtype]
     assert found.statistics == count_values(others)
     assert found.multiply_adds == multiply_adds_of(model)
-    assert found.blocks == len(efficientnet.blocks_of(model))
 
 
 def multiply_adds_of(model):
@@ -94,20 +91,34 @@ def test_activations_are_what_tensorflow_keeps(built):
     assert kept == {"float32": found.activations}
 
 
-def test_what_bfloat16_and_rematerialization_keep(one_block):
-    settings = {"image_size": 64, "width": 0.25, "depth": 0.3}
-    found = accounting.costs("b0", 10, **settings)
-    model = efficientnet.build_model("b0", 10, dtype="bfloat16", **settings)
+# One block in each stage.
+BLOCKS = {"image_size": 64, "width": 0.25, "depth": 0.1}
+
+
+def test_what_bfloat16_keeps():
+    found = accounting.costs("b0", 10, **BLOCKS)
+    model = efficientnet.build_model("b0", 10, dtype="bfloat16", **BLOCKS)
     kept = count_kept(model, lambda pixels: model(pixels, training=True))
-    float32 = sum(part.float32_inside for part in found.parts)
-    assert kept == {
-        "float32": float32,
-        "bfloat16": found.activations - float32,
-    }
-    # The inputs of all parts, and what the end, which runs once, has inside.
+    assert sum(kept.values()) == found.activations
+    kept_bytes = 4 * kept["float32"] + 2 * kept["bfloat16"]
+    expected = plan.ACTIVATION_BYTES["bfloat16"] * found.activations
+    assert kept_bytes == pytest.approx(expected, rel=0.05)
+
+
+def test_what_rematerialization_keeps():
+    found = accounting.costs("b0", 10, **BLOCKS)
+    model = efficientnet.build_model("b0", 10, **BLOCKS)
+    # The inputs of all blocks, and what the top, which runs once, has inside.
     kept = count_kept(model, rematerialization.rematerialized(model))
-    inputs = sum(part.inputs for part in found.parts)
-    assert sum(kept.values()) == inputs + found.parts[-1].inside
+    _, height, width, channels = model.get_layer("top_conv").output.shape
+    inside = 2 * height * width * channels + channels
+    assert sum(kept.values()) == found.block_inputs + inside
+    # One block at a time.
+    sizes = []
+    for layers in efficientnet.blocks_of(model):
+        block = keras.Model(layers[0].input, layers[-1].output)
+        sizes.append(sum(count_kept(block, block).values()))
+    assert max(sizes) == found.largest_block
 
 
 def count_kept(model, forward):

@@ -1,352 +1,348 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan says the numbers that follow from its settings, and what is short."""
+"""A plan needs neither the images nor the machine, and its numbers add up."""
 
 import dataclasses
 import re
 
 import pytest
+from conftest import REPOSITORY
 
-from noisy_student.models import accounting
-from noisy_student.reporting import needs
-from noisy_student.reporting.needs import Images
-from noisy_student.reporting.needs import Plan
-from noisy_student.reporting.needs import Training
-from noisy_student.reporting.plan import plan_text
-from noisy_student.reporting.shortages import shortages
+import main
+from noisy_student import command_line
+from noisy_student import plan
+from noisy_student.config import Config
+from noisy_student.errors import UserError
+from noisy_student.models.accounting import Costs
 
+RECIPES = sorted((REPOSITORY / "flags").glob("*.flags"))
 # Numbers that tell the items apart.
-COSTS = accounting.Costs(
+COSTS = Costs(
     parameters=1_000_000,
     statistics=20_000,
     multiply_adds=390_000_000,
-    # The stem, 16 blocks, the end.
-    parts=(
-        accounting.Part(30_000, 1_070_000, 600_000, 500_000),
-        accounting.Part(100_000, 3_000_000, 1_000_000, 800_000),
-        *[accounting.Part(10_000, 20_000, 5_000, 5_000)] * 15,
-        accounting.Part(50_000, 300_000, 20_000, 200_000),
-    ),
+    activations=5_000_000,
+    block_inputs=300_000,
+    largest_block=700_000,
 )
-TEACHER = Training(
-    name="teacher",
-    variant="b0",
-    image_size=100,
-    costs=COSTS,
-    steps=1000,
-    batch_size=30,
-    unlabeled_batch_size=0,
-    num_labeled=1500,
-)
-STUDENT = dataclasses.replace(
-    TEACHER, name="student 1", unlabeled_batch_size=90, num_unlabeled=6000
-)
-PLAN = Plan(
-    num_classes=10,
-    labeled=Images("cifar10/train[:1500]", 1500),
-    unlabeled=Images("cifar10/train[1500:]", 48_500, here=False),
-    evaluation=None,
-    trainings=(TEACHER, STUDENT),
-    num_labelings=1,
-    labeling_multiply_adds=390_000_000,
-    label_bytes=24,
-    device="GPU",
-    num_devices=2,
-    device_memory=10_000_000_000,
-    free_disk=1_000_000_000,
-)
+MODEL_STATE = 4 * (6 * 1_000_000 + 2 * 20_000)
 
 
-def blocks_of(plan):
-    return plan_text(plan).split("\n\n")
+def plan_of(recipe, **changes):
+    path = REPOSITORY / "flags" / f"{recipe}.flags"
+    settings = command_line.read_flagfile(path)
+    return plan.make_plan(Config(**{**settings, **changes}))
 
 
-def row(block, name):
-    """The words of a block's line, found by its first word."""
-    lines = [line.split() for line in block.splitlines()]
-    (found,) = [words for words in lines if words and words[0] == name]
-    return found
+def rows_of(planned, title):
+    """Dict of name to (number, note, ...) in the block with this title.
+
+    Rows without a name are numbered.
+    """
+    blocks = plan.plan_text(planned).split("\n\n")
+    (block,) = [block for block in blocks if block.startswith(title)]
+    rows = {}
+    for line in block.splitlines()[1:]:
+        name, *columns = re.split(" {2,}", line[2:])
+        rows[name or len(rows)] = tuple(columns)
+    return rows
 
 
-def test_memory_is_the_sum_of_its_items():
-    memory = needs.memory_per_device(COSTS, 7, 100)
-    assert memory == {
-        "weights": 4_000_000,
-        "statistics": 80_000,
-        "average": 4_080_000,
-        "optimizer": 8_000_000,
-        "gradients": 4_000_000,
-        "update": 4_000_000,
-        "activations": 7 * 20_000_000,
-        "pixels": 7 * 100 * 100 * 3,
+def memory(images=7, image_size=100, costs=COSTS, teacher=None, **settings):
+    """Bytes of activations, weights and so on, pixels, and TensorFlow."""
+    found = plan.memory_per_device(
+        Config(**settings), costs, images, image_size, teacher
+    )
+    return tuple(found.values())
+
+
+def test_memory_follows_its_formula():
+    pixels = 7 * 3 * 100 * 100
+    fixed = MODEL_STATE, pixels, plan.TENSORFLOW_BYTES
+    assert memory() == (7 * 4 * 5_000_000, *fixed)
+    # Two of three tensors take half: 8/3 bytes a value.
+    activations = pytest.approx(7 * 4 * 5_000_000 * 2 / 3, abs=1)
+    assert memory(dtype="bfloat16") == (activations, *fixed)
+    # The inputs of all blocks, and all of one.
+    assert memory(rematerialize=True) == (7 * 4 * 1_000_000, *fixed)
+    # 3 + 2 + 2 images; two sums of gradients.
+    assert memory(accumulation_steps=3) == (
+        3 * 4 * 5_000_000,
+        MODEL_STATE + 2 * 4 * 1_000_000,
+        *fixed[1:],
+    )
+    teacher = dataclasses.replace(COSTS, parameters=300, statistics=40)
+    assert memory(teacher=teacher)[1] == MODEL_STATE + 4 * 340
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_can_be_planned(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["main.py", f"--flagfile={path}", "--mode=plan"]
+    code = main.main(flags)
+    output = capsys.readouterr()
+    if path.stem == "own_images":
+        assert code == 2
+        assert "no labeled images to plan for" in output.err
+        return
+    for word in ("Data", "parameters", "multiply-adds", "memory", "labels"):
+        assert word in output.out, word
+    assert ("The run fits" in output.out) == (code == 0)
+    assert ("The run does not fit" in output.out) == (code == 2)
+    assert ("the run does not fit" in output.err) == (code == 2)
+    assert not list(tmp_path.iterdir())  # a plan leaves nothing behind
+
+
+def test_the_papers_chain():
+    planned = plan_of("imagenet_l2", plan_device="tpu", plan_devices=2048)
+    names = [model.name for model in planned.models]
+    assert names[:3] == ["teacher", "student 1", "student 1, finetuned"]
+    assert len(names) == 7
+    teacher, student, finetuned = planned.models[:3]
+    assert teacher.network == "EfficientNet-B7 at 600 pixels"
+    assert student.network == "EfficientNet-L2 at 475 pixels"
+    assert finetuned.network == "EfficientNet-L2 at 800 pixels"
+    # 1,281,167 / 2048 steps an epoch: 350 and 1.5 of them.
+    assert (student.steps, finetuned.steps) == (218949, 938)
+    assert student.batch == {"labeled": 2048, "pseudo-labeled": 14 * 2048}
+    assert planned.models[5].batch["pseudo-labeled"] == 28 * 2048
+    assert finetuned.batch == {"labeled": 2048}
+    assert planned.per_pass["pseudo-labeled"] == 130_000_000
+    images = planned.images
+    assert images["labeled"].count == 1_281_167 and not images["labeled"].here
+    assert images["unlabeled"].count == 300_000_000
+    assert planned.num_labelings == 3
+    assert planned.device_memory is None
+    # A teacher labels at the size at which it was trained last.
+    labeling = [planned.models[k].costs.multiply_adds for k in (0, 2, 4)]
+    assert planned.label_operations == 2 * sum(labeling) * 300_000_000
+    # As the arithmetic: 15 images on each device.
+    of_l2 = student.costs
+    assert tuple(student.memory.values()) == memory(15, 475, of_l2)
+
+    rows = rows_of(planned, "Student 1: ")
+    assert rows["parameters"][0] == "480.3 million"
+    assert rows["multiply-adds"][0] == "170.9 billion"
+    assert rows["steps"] == (
+        "218,949",
+        "of 2,048 labeled + 28,672 pseudo-labeled images",
+    )
+    assert rows["epochs"] == ("350.0", "over 1,281,167 labeled images")
+    # 218,949 * 28,672 / 130,000,000
+    assert rows["passes"] == ("48.3", "over 130,000,000 pseudo-labeled images")
+    assert rows["memory"][1] == "per TPU, for 15 images per step"
+    # 218,949 steps of 30,720 images of 6 * 170.9e9 operations, at 2048 * 5e12
+    # per second: within a factor of 10 of the paper's 6 days (section 3.1).
+    assert rows["time"][0] == "8 days"
+    text = plan.plan_text(planned)
+    assert "imagenet2012 train (not on this machine)" in text
+    alike = "Student 2: EfficientNet-L2 at 475 pixels, same as student 1\n"
+    assert alike in text
+    assert "\nStudent 3: EfficientNet-L2 at 475 pixels\n" in text
+
+
+def test_the_digits_are_on_this_machine():
+    planned = plan_of("digits", plan_memory_gb=2.0)
+    assert {k: (v.count, v.here) for k, v in planned.images.items()} == {
+        "labeled": (50, True),
+        "unlabeled": (947, True),
+        "evaluation": (500, True),
     }
-    on_cpu = needs.memory_per_device(COSTS, 7, 100, on_cpu=True)
-    program = on_cpu.pop("program")
-    assert on_cpu == memory
-    assert program == 16 * needs.GRAPH_BYTES_PER_BLOCK
-    teaching = needs.memory_per_device(COSTS, 7, 100, online_teacher=COSTS)
-    assert teaching.pop("online_teacher") == 4_080_000
-    assert teaching == memory
-
-
-def test_bfloat16_halves_what_batchnorm_does_not_need():
-    memory = needs.memory_per_device(COSTS, 7, 100, dtype="bfloat16")
-    float32 = 600_000 + 1_000_000 + 15 * 5_000 + 20_000
-    image = 2 * (5_000_000 - float32) + 4 * float32
-    assert memory["activations"] == 7 * image
-    assert memory["weights"] == 4_000_000
-
-
-def test_rematerialization_keeps_inputs_and_one_part():
-    memory = needs.memory_per_device(COSTS, 7, 100, rematerialize=True)
-    # The peak is the first block's: the inputs up to it, all inside of it, and
-    # once more its largest tensor.
-    image = 4 * (30_000 + 100_000 + 3_000_000 + 800_000)
-    assert memory["activations"] == 7 * image
-    # In a network of one large part there is nothing to win.
-    (part,) = [accounting.Part(1000, 4000, 0, 500)]
-    costs = dataclasses.replace(COSTS, parts=(part,))
-    found = needs.activations_per_image(costs, "float32", True)
-    assert found == 4 * (1000 + 4000 + 500)
-
-
-def test_more_of_a_graph():
-    changes = {"rematerialize": True, "accumulation_steps": 3}
-    on_cpu = needs.memory_per_device(COSTS, 7, 100, on_cpu=True, **changes)
-    assert on_cpu["program"] == 16 * (27_000_000 + 2 * 5_000_000)
-
-
-def test_parts_of_a_batch_need_a_sum_of_gradients():
-    memory = needs.memory_per_device(COSTS, 7, 100, accumulation_steps=3)
-    assert memory["activations"] == 3 * 20_000_000  # of 3 + 2 + 2 images
-    assert memory["accumulated"] == 8_000_000
-    # The batch as it comes and cut.
-    assert memory["pixels"] == 2 * 7 * 100 * 100 * 3
-
-
-def test_devices_share_a_batch_and_the_larger_part_counts():
-    assert TEACHER.images_per_device(2) == 15
-    assert STUDENT.images_per_device(2) == 60
-    assert STUDENT.images_per_device(7) == 18  # 17.14
-
-
-def test_disk():
-    found = needs.disk_needs(PLAN)
-    assert found["labels"] == 48_500 * 24
-    checkpoint = 4 * (4 * 1_000_000 + 2 * 20_000)
-    # Two of each model stay, and one more is being written.
-    assert found["checkpoints"] == 5 * checkpoint
-    assert found["models"] == 2 * 4_080_000
-
-
-def test_disk_without_labels_or_without_their_number():
-    plan = dataclasses.replace(PLAN, num_labelings=0)
-    assert needs.disk_needs(plan)["labels"] == 0
-    for unlabeled in (None, Images("somewhere", None)):
-        plan = dataclasses.replace(PLAN, unlabeled=unlabeled)
-        assert needs.disk_needs(plan)["labels"] is None
-        assert "unknown" in row(blocks_of(plan)[4], "labels")
-        assert "compare the disk yourself" in plan_text(plan)
-
-
-def test_a_plan_that_fits():
-    assert shortages(PLAN) == []
-    data, teacher, student, _, disk, verdict = blocks_of(PLAN)
-    assert row(data, "labeled") == ["labeled", "1,500", "cifar10/train[:1500]"]
-    assert row(data, "unlabeled")[1] == "48,500"
-    assert "not here yet" in data
-    assert row(data, "evaluation") == ["evaluation", "0", "none", "given"]
-
-    assert teacher.startswith("Teacher: EfficientNet-B0 at 100 pixels\n")
-    assert row(teacher, "parameters")[:3] == ["parameters", "1.0", "million"]
-    assert row(teacher, "multiply-adds")[1:3] == ["0.39", "billion"]
-    assert row(teacher, "steps")[1:] == (
-        "1,000 each learns from 30 labeled images".split()
+    assert [model.steps for model in planned.models] == [150] * 3
+    teacher, student = (
+        rows_of(planned, "Teacher"),
+        rows_of(planned, "Student 1"),
     )
-    # 1000 steps of 30 out of 1500.
-    assert row(teacher, "passes")[1:4] == ["20.0", "over", "all"]
-    assert "over all 1,500 labeled images" in teacher
-    # 1000 * 30 images of 6 * 390 million operations.
-    assert "7.0e+13 operations, 10,000 billion a second" in teacher
-    assert row(teacher, "time")[1:3] == ["<", "1"]
-    assert "for 15 images a step" in teacher
-
-    assert "30 labeled + 90 pseudo-labeled images" in student
-    # 1000 steps of 90 out of 6000.
-    assert re.search(r"passes +15\.0 +over all 6,000 pseudo-labeled", student)
-    # 28 MB of weights and so on, and 60 times 20.03 MB.
-    assert row(student, "memory")[1:3] == ["1.2", "GB"]
-    assert "by each of 2 GPUs, for 60 images a step" in student
-
-    assert row(disk, "labels")[:3] == ["labels", "1.2", "MB"]
-    assert verdict == "Verdict: it fits, for each GPU has 10.0 GB of memory"
+    assert "passes" not in teacher
+    assert teacher["steps"] == ("150", "of 50 labeled images")
+    # How many pass the filter is known after labeling.
+    assert student["passes"] == ("unknown", "until labeled")
+    text = plan.plan_text(planned)
+    assert text.endswith("The run fits: the CPU has 2.0 GB of memory")
 
 
-def test_the_time_has_labeling_and_a_total():
-    # Networks so slow that the units are days.
-    slow = dataclasses.replace(COSTS, multiply_adds=10**14)
-    trainings = [dataclasses.replace(t, costs=slow) for t in PLAN.trainings]
-    plan = dataclasses.replace(
-        PLAN, trainings=tuple(trainings), labeling_multiply_adds=3 * 10**14
-    )
-    time = blocks_of(plan)[3]
-    # (1000 * 30 + 1000 * 120) images * 6e14 / 1e13 a second are 104 days.
-    assert row(time, "training")[1:3] == ["104", "days"]
-    # 48,500 images * 6e14 operations / 1e13 are 34 days.
-    assert row(time, "labeling")[1:3] == ["34", "days"]
-    assert row(time, "total")[1:3] == ["138", "days"]
-    unknown = dataclasses.replace(plan, unlabeled=None)
-    assert row(blocks_of(unknown)[3], "total")[1] == "unknown"
-    online = dataclasses.replace(plan, num_labelings=0)
-    assert "labeling" not in blocks_of(online)[3]
-
-
-@pytest.mark.parametrize(("steps", "is_few"), [(38, True), (100, False)])
-@pytest.mark.parametrize("name", ["student 1", "student 1, finetuned"])
-def test_too_few_steps_are_said(steps, is_few, name):
-    training = dataclasses.replace(STUDENT, steps=steps, name=name)
-    text = plan_text(dataclasses.replace(PLAN, trainings=(TEACHER, training)))
-    assert ("Too few steps" in text) == is_few
-    assert (f"({name} 38): raise --" in text) == is_few
-    assert ("--finetune_epochs" in text) == (is_few and "fine" in name)
-
-
-def test_too_little_memory_names_the_model_and_a_batch_that_fits():
-    plan = dataclasses.replace(PLAN, device_memory=1_000_000_000)
-    (sentence,) = shortages(plan)
-    assert sentence.startswith("student 1 needs 1.2 GB of memory, and each GPU")
-    assert "--batch_size" in sentence and "\n" not in sentence
-    fit = int(re.search(r"a step of (\d+) fits, not one of 120", sentence)[1])
-    assert fit == 96
-
-    def student(images):
-        training = dataclasses.replace(
-            STUDENT, batch_size=images, unlabeled_batch_size=0
-        )
-        return dataclasses.replace(plan, trainings=(training,))
-
-    assert shortages(student(fit)) == []
-    assert shortages(student(fit + 2))
-    assert f"Verdict: it does not fit\n  - {sentence}" in plan_text(plan)
-
-
-def test_what_is_alike_is_said_once():
-    again = dataclasses.replace(STUDENT, name="student 2")
-    plan = dataclasses.replace(
-        PLAN, trainings=(STUDENT, again), device_memory=1_000_000_000
-    )
-    assert blocks_of(plan)[2] == (
-        "Student 2: EfficientNet-B0 at 100 pixels: as student 1"
-    )
-    (sentence,) = shortages(plan)
-    assert sentence.startswith("student 1 ")
-
-
-def test_memory_is_listed_from_large_to_small():
-    block = blocks_of(PLAN)[1]
+def test_memory_is_the_sum_of_its_rows():
+    planned = plan_of("digits")
+    rows = rows_of(planned, "Student 1")
+    units = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
     sizes = [
-        float(line.split()[0]) * {"kB": 1e3, "MB": 1e6}[line.split()[1]]
-        for line in block[block.index("a step:") :].splitlines()[1:]
+        float(number.split()[0]) * units[number.split()[1]]
+        for name, (number, *_) in rows.items()
+        if name == "memory" or isinstance(name, int)
     ]
-    assert sizes[0] == max(sizes) and len(sizes) < 8
-    total = sum(needs.memory_of(TEACHER, PLAN).values())
-    assert sum(sizes) == pytest.approx(total, rel=0.01)
+    assert len(sizes) == 5
+    assert sizes[0] == pytest.approx(sum(sizes[1:]), rel=0.01)
 
 
-def test_too_little_memory_for_a_single_image():
-    plan = dataclasses.replace(PLAN, device_memory=30_000_000)
-    sentences = shortages(plan)
-    assert len(sentences) == 2
-    assert all("cannot hold even one image" in text for text in sentences)
+def test_time_has_training_labeling_and_a_total():
+    def times(**changes):
+        planned = plan_of("imagenet_l2", plan_device="tpu", **changes)
+        rows = rows_of(planned, "Time, if one TPU sustains 5,000 billion")
+        return {name: number for name, (number, *_) in rows.items()}
+
+    planned = plan_of("imagenet_l2", plan_device="tpu")
+    training = sum(model.operations for model in planned.models)
+    years = 5e12 * 365 * 86400
+    assert times() == {
+        "training": f"{training / years:,.0f} years",
+        "labeling": f"{planned.label_operations / years:,.0f} years",
+        "total": f"{(training + planned.label_operations) / years:,.0f} years",
+    }
+    # Unlabeled images that are elsewhere, of which nobody gave the number.
+    elsewhere = {"num_unlabeled": None, "unlabeled_tfrecords": "/nowhere/u-*"}
+    found = times(**elsewhere)
+    assert (found["labeling"], found["total"]) == ("unknown", "unknown")
+    planned = plan_of("imagenet_l2", plan_memory_gb=1e6, **elsewhere)
+    planned = dataclasses.replace(planned, free_disk=10**12)
+    assert planned.disk["labels"] is None
+    text = plan.plan_text(planned)
+    assert text.endswith("because unknown: the size of the labels")
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "flags"),
+    ("settings", "few"),
     [
-        (0.98, "--rematerialize"),
-        (0.5, "--rematerialize --accumulation_steps=3"),
-        (0.2, "--rematerialize --accumulation_steps=15"),
-        (0.085, "--rematerialize --accumulation_steps=15 --dtype=bfloat16"),
-        (0.02, None),
+        ({"train_steps": 100, "epochs": 1.0}, None),
+        ({"train_steps": 99}, "(teacher: 99, student 1: 99, student 2: 99)"),
+        (
+            {"train_steps": 100, "finetune": True, "finetune_epochs": 38.0},
+            "(student 1, finetuned: 38, student 2, finetuned: 38)",
+        ),
     ],
 )
-def test_flags_that_would_suffice_are_named(gigabytes, flags):
-    plan = dataclasses.replace(
-        PLAN, trainings=(STUDENT,), device_memory=int(gigabytes * 1e9)
-    )
-    (sentence,) = shortages(plan)
-    named = re.search(r"give (.*), with which it is", sentence)
-    assert (named and named[1]) == flags, sentence
-    if not flags:
-        assert "choose smaller networks" in sentence
-        return
-    settings = {"rematerialize": True}
-    if steps := re.search(r"steps=(\d+)", flags):
-        settings["accumulation_steps"] = int(steps[1])
-    if "bfloat16" in flags:
-        settings["dtype"] = "bfloat16"
-    training = dataclasses.replace(STUDENT, **settings)
-    plan = dataclasses.replace(plan, trainings=(training,))
-    assert shortages(plan) == []
-    block = blocks_of(plan)[1]
-    assert "one block at a time" in block
-    assert ("in bfloat16; those for" in block) == ("bfloat16" in flags)
-    assert (" parts:" in block) == ("steps" in flags)
+def test_too_few_steps_are_a_warning(settings, few):
+    text = plan.plan_text(plan_of("digits", **settings))
+    assert ("Warning" in text) == (few is not None)
+    if few:
+        flag = "--finetune_epochs" if "finetuned" in few else "--epochs (or"
+        assert f"{few}: raise {flag}" in text
 
 
-def test_too_little_disk():
-    plan = dataclasses.replace(PLAN, free_disk=80_000_000)
-    (sentence,) = shortages(plan)
-    # Checkpoints 80.8, models 8.2, labels 1.2.
-    assert "90.1 MB" in sentence and "80.0 MB are free" in sentence
+def test_disk_space():
+    planned = plan_of("digits")
+    costs = planned.models[0].costs
+    checkpoint = 4 * (4 * costs.parameters + 2 * costs.statistics)
+    assert planned.disk == {
+        # Ten classes and the top one, and how often it is repeated.
+        "labels": 2 * 947 * (2 * 10 + 2 + 1 + 4),
+        # Two of each model stay, and one more is being written.
+        "checkpoints": 7 * checkpoint,
+        "models": 3 * 4 * (costs.parameters + costs.statistics),
+    }
+    needed = sum(planned.disk.values())
+    planned = dataclasses.replace(planned, free_disk=needed)
+    assert plan.shortages(planned) == []
+    planned = dataclasses.replace(planned, free_disk=needed - 1)
+    (sentence,) = plan.shortages(planned)
+    assert f"needs {plan.bytes_text(needed)} of disk space" in sentence
     assert "--workdir" in sentence
 
 
-def test_nobody_knows():
-    plan = dataclasses.replace(PLAN, device="TPU", device_memory=None)
-    assert shortages(plan) == []
-    assert "compare the memory of a TPU yourself" in plan_text(plan)
-    student = dataclasses.replace(STUDENT, num_unlabeled=None)
-    plan = dataclasses.replace(PLAN, trainings=(student,))
-    assert "will show how many" in plan_text(plan)
+def test_labels_of_a_few_classes_need_less_disk():
+    # float16 for each class; or float16 and uint16 for three of them; and
+    # float16 and uint16 for the top one, uint32 for the repeats.
+    for top_k, expected in (
+        (None, 2 * 1000 + 4 + 4),
+        (1000, 2 * 1000 + 4 + 4),
+        (3, 3 * 4 + 4 + 4),
+    ):
+        planned = plan_of("imagenet_l2", label_top_k=top_k)
+        assert planned.disk["labels"] == 3 * 300_000_000 * expected
 
 
-def test_l2_on_a_pod_is_planned_without_being_built():
-    student = dataclasses.replace(
-        STUDENT,
-        variant="l2",
-        image_size=475,
-        costs=accounting.costs("l2"),
-        steps=218_949,
-        batch_size=2048,
-        unlabeled_batch_size=28_672,
-    )
-    plan = dataclasses.replace(
-        PLAN,
-        trainings=(student,),
-        device="TPU",
-        num_devices=2048,
-        device_memory=None,
-        free_disk=None,
-    )
-    block = blocks_of(plan)[1]
-    assert row(block, "parameters")[1:3] == ["480.3", "million"]
-    assert row(block, "multiply-adds")[1:3] == ["170.9", "billion"]
-    assert "for 15 images a step" in block
-    # The paper's 6 days (section 3.1) and the yardstick agree within a factor
-    # of 10: 6.9e21 operations at 2048 * 5e12 a second are 8 days.
-    assert row(block, "time")[1:3] == ["8", "days"] and "6.9e+21" in block
+def test_a_model_that_does_not_fit_is_told_once_with_the_way_out():
+    planned = plan_of("digits", plan_devices=2, plan_device="gpu")
+    _, student, again = planned.models
+    assert student == again
+    total = sum(student.memory.values())
+    planned = dataclasses.replace(planned, device_memory=total)
+    assert plan.shortages(planned) == []
+    planned = dataclasses.replace(planned, device_memory=total - 1)
+    (sentence,) = plan.shortages(planned)
+    assert sentence.startswith("student 1 needs ")
+    assert "each GPU has" in sentence and "\n" not in sentence
+    for flag in ("batch_size", "rematerialize", "accumulation_steps", "dtype"):
+        assert f"--{flag}" in sentence
+    text = plan.plan_text(planned)
+    assert text.endswith(f"The run does not fit\n  - {sentence}")
 
 
-@pytest.mark.parametrize("device", ("CPU", "GPU", "TPU"))
-def test_every_device_has_a_plan(device):
-    plan = dataclasses.replace(PLAN, device=device, num_devices=1)
-    assert "needed at once, for 120 images a step" in plan_text(plan)
-    assert ("TensorFlow's graph" in plan_text(plan)) == (device == "CPU")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 2**31 - 1},
+        {"plan_memory_gb": 0.001},
+        {"image_size": 10_000, "batch_size": 2**31 - 1, "epochs": 2.0**31 - 1},
+        {"batch_size": 2**31 - 1, "plan_devices": 2**31 - 1},
+        {"unlabeled_ratio": "10000", "batch_size": 2**31 - 1},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_extreme_numbers_are_answered_in_one_sentence(settings, capsys):
+    """At once: nothing is searched for or tried out."""
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    flags += [] if "plan_memory_gb" in settings else ["--plan_memory_gb=0.5"]
+    assert main.main(["main.py", "--mode=plan", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not fit: the teacher needs" in line
 
 
-def test_only_batches_of_pseudo_labeled_images():
-    student = dataclasses.replace(STUDENT, batch_size=0)
-    plan = dataclasses.replace(PLAN, trainings=(student,))
-    block = blocks_of(plan)[1]
-    assert "learns from 90 pseudo-labeled images" in block
-    assert row(block, "passes")[1:4] == ["15.0", "over", "all"]
+@pytest.mark.parametrize("name", ["plan_devices", "accumulation_steps"])
+def test_a_batch_that_does_not_divide_is_refused_as_in_the_run(name):
+    with pytest.raises(UserError, match="does not divide"):
+        plan_of("digits", batch_size=8, **{name: 3})
+
+
+def test_an_online_teacher_needs_memory_and_no_labels():
+    planned = plan_of("svhn_b0_online")
+    assert planned.num_labelings == planned.disk["labels"] == 0
+    (student,) = planned.models  # the teacher is used as it is
+    assert planned.per_pass["pseudo-labeled"] == 531_131
+    expected = memory(768, 32, student.costs, student.costs)
+    assert tuple(student.memory.values()) == expected
+    assert list(rows_of(planned, "Time")) == ["training"]
+
+
+def test_only_pseudo_labeled_images_in_a_batch():
+    planned = plan_of("digits", joint_training=False)
+    rows = rows_of(planned, "Student 1")
+    assert rows["steps"] == ("150", "of 150 pseudo-labeled images")
+    assert "epochs" not in rows and "passes" in rows
+
+
+def test_a_number_that_is_ignored_is_told():
+    images = plan_of("digits", num_unlabeled=5000).images["unlabeled"]
+    assert images.count == 947 and "--num_unlabeled is ignored" in images.name
+    # The paper's images are not here.
+    images = plan_of("imagenet_b0", num_unlabeled=5000).images["unlabeled"]
+    assert images.count == 5000 and "ignored" not in images.name
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Settings that name folders of two classes."""
+    for place in ("labeled/cat", "labeled/dog", "eval/cat", "eval/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.jpg").write_bytes(b"is not read for this")
+    return {f"{k}_dir": str(tmp_path / k) for k in ("labeled", "eval")}
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_readmes_advice_fits_a_usual_machine(folders, device):
+    text = (REPOSITORY / "README.md").read_text()
+    (advice,) = re.findall("`(--image_size=[^`]*)`", text)
+    flags = re.findall(r"--(\w+)(?:=(\w+))?", advice)
+    settings = {name: int(value) if value else True for name, value in flags}
+    usual = {"plan_device": device, "plan_memory_gb": 8.0}
+    planned = plan_of("own_images", **settings, **folders, **usual)
+    assert plan.shortages(planned) == []
+
+
+def test_folders_that_are_missing_are_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        plan_of("own_images", labeled_dir=str(tmp_path / "nowhere"))
+
+
+def test_other_classes_are_refused_before_anything_begins(folders, tmp_path):
+    (tmp_path / "eval" / "dog").rename(tmp_path / "eval" / "cow")
+    with pytest.raises(UserError, match="images of cow, but .* are cat, dog"):
+        plan_of("own_images", **folders)
