@@ -29,7 +29,7 @@ MODES = {
     "predict": "the newest model's top-5 classes of the images at --input",
     "embed": "its features of the images at --input",
     "export": "the newest model as .keras, SavedModel, ONNX and TFLite",
-    "plan": "what a run needs, before it begins: time, memory, disk",
+    "plan": "estimate time, memory and disk space before a run",
 }
 
 # What models/efficientnet.py builds, known here without TensorFlow.
@@ -409,17 +409,17 @@ class InferenceSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PlanSettings:
-    """What `--mode=plan` reckons with."""
+    """What `--mode=plan` assumes."""
 
     num_unlabeled: int | None = knob(
-        None, "Unlabeled images, while they are not here.", low=1, free=True
+        None, "Unlabeled images, if their number is unknown.", low=1, free=True
     )
     plan_device: str = knob(
-        "auto", "To plan for.", ("auto", "cpu", "gpu", "tpu"), free=True
+        "auto", "Device to plan for.", ("auto", "cpu", "gpu", "tpu"), free=True
     )
     plan_devices: int | None = knob(
-        None, "How many; auto: as here.", low=1, free=True
+        None, "Number of devices; auto: as here.", low=1, free=True
     )
     plan_memory_gb: float | None = knob(
-        None, "Memory of each; auto: as here.", low=0.001, free=True
+        None, "Memory of each device; auto: as here.", low=0.001, free=True
     )
