@@ -53,7 +53,7 @@ def run_mode(config):
         "evaluate": evaluate,
     }
     alone = {
-        "plan": plan.plan,
+        "plan": plan.print_plan,
         "preview": previewing.preview,
         "report": showing.report,
         "predict": using.predict,

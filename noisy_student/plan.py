@@ -87,8 +87,7 @@ class Plan:
     images: dict  # "labeled", "unlabeled", "evaluation" -> `Images` or None
     per_pass: dict  # "labeled", "pseudo-labeled" -> images, None: not known yet
     models: list  # each `Model` that is trained, in order
-    num_labelings: int  # one per student; 0 with an online teacher
-    label_operations: int | None  # in all labelings; None: not known yet
+    label_operations: int | None  # of all teachers; None: not known yet
     disk: dict  # "labels" (None: not known yet), "checkpoints", "models"
     free_disk: int
     device: str  # "CPU", "GPU" or "TPU"
@@ -96,7 +95,7 @@ class Plan:
     device_memory: int | None  # bytes per device; None: unknown
 
 
-def plan(config):
+def print_plan(config):
     """Prints what a run needs.
 
     Args:
@@ -173,7 +172,6 @@ def make_plan(config):
         },
         per_pass={"labeled": labeled.count, "pseudo-labeled": selected},
         models=models,
-        num_labelings=len(teachers),
         label_operations=_times(operations, num_unlabeled),
         disk={
             "labels": _times(label_bytes * len(teachers), num_unlabeled),
@@ -277,8 +275,9 @@ def _images(config, role, class_names=None):
     if error and not found and not given:
         found = _recorded(config, role)
     if not found and role == "unlabeled" and (given or error):
-        name = config.unlabeled_tfrecords or config.unlabeled_dir
-        return Images(name or "--num_unlabeled", given, here=False)
+        path = config.unlabeled_tfrecords or config.unlabeled_dir
+        name = sources.printable(path) if path else "--num_unlabeled"
+        return Images(name, given, here=False)
     if error and not found:
         raise error
     return found
@@ -295,7 +294,8 @@ def _recorded(config, role):
     if directory and os.path.exists(os.path.expanduser(directory)):
         return None  # it exists, so something else is wrong
     names = () if role == "unlabeled" else tuple(data["classes"])
-    return Images(name, known["num_images"], len(names), names, here=False)
+    count = known["num_images"]
+    return Images(known["name"], count, len(names), names, here=False)
 
 
 def memory_per_device(config, costs, images, image_size, online_teacher=None):
@@ -417,8 +417,8 @@ def _model_rows(model, plan):
 def _time_block(plan):
     training = sum(model.operations for model in plan.models)
     rows = [("training", _duration(training, plan), "")]
-    if plan.num_labelings:
-        labeling = plan.label_operations
+    labeling = plan.label_operations
+    if labeling != 0:  # 0 with an online teacher
         total = None if labeling is None else training + labeling
         note = "all unlabeled images, once per student"
         rows.append(("labeling", _duration(labeling, plan), note))

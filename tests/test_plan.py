@@ -110,7 +110,6 @@ def test_the_papers_chain():
     images = planned.images
     assert images["labeled"].count == 1_281_167 and not images["labeled"].here
     assert images["unlabeled"].count == 300_000_000
-    assert planned.num_labelings == 3
     assert planned.device_memory is None
     # A teacher labels at the size at which it was trained last.
     labeling = [planned.models[k].costs.multiply_adds for k in (0, 2, 4)]
@@ -294,7 +293,7 @@ def test_a_batch_that_does_not_divide_is_refused_as_in_the_run(name):
 
 def test_an_online_teacher_needs_memory_and_no_labels():
     planned = plan_of("svhn_b0_online")
-    assert planned.num_labelings == planned.disk["labels"] == 0
+    assert planned.label_operations == planned.disk["labels"] == 0
     (student,) = planned.models  # the teacher is used as it is
     assert planned.per_pass["pseudo-labeled"] == 531_131
     expected = memory(768, 32, student.costs, student.costs)
