@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export a finished model: files that others can load, checked, and a card."""
+"""Exports a finished model: files that load elsewhere, and a model card."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
+import pathlib
 import platform
+import re
 import shutil
-import tempfile
 
+import jinja2
 import numpy as np
+import tensorflow as tf
 
 import noisy_student
 from noisy_student import batches
@@ -20,61 +25,54 @@ from noisy_student.errors import UserError
 from noisy_student.files import replacing_folder
 from noisy_student.files import write_json
 from noisy_student.files import write_text
-from noisy_student.outputs import checking
-from noisy_student.outputs import model_card
+from noisy_student.outputs import formats
 from noisy_student.outputs.formats import FORMATS
-from noisy_student.outputs.stock import computes_in_float32
-from noisy_student.outputs.stock import stock_network
 
 CARD = "MODEL_CARD.md"
 RECORD = "export.json"
-# What an exported folder may hold; another is not replaced.
+# What an exported folder may contain; any other folder is not replaced.
 OURS = {CARD, RECORD, *(spec.file for spec in FORMATS.values())}
+TEMPLATE = pathlib.Path(formats.__file__).with_name("model_card.md")
 
 
 def export(config):
-    """Write a model in all formats, load each again, and describe it.
+    """Writes a model in all formats, checks each, and describes it in a card.
 
     Args:
         config: A `Config`.
 
     Raises:
-        UserError: If there is no model, a tool is missing that was asked for,
-            or a format does not say what the model says: that one is left out.
+        UserError: If there is no model, a format was requested whose tools
+            are missing, or an exported file does not return the model's
+            logits: that file is not kept.
     """
-    # Files need no accelerator, whose answers differ in more digits.
+    # The results of accelerators differ in more digits.
     config = dataclasses.replace(config, distribution="cpu")
     run, iteration = finished.open_finished(config)
     names = _formats(config)
     folder = _folder(config, run, iteration)
     network, run = finished.load_finished(run, iteration)
     print(f"Export: {finished.title(run, iteration, network)} to {folder}")
-    # A folder that somebody chose may hold the model of another run.
+    # A folder that the user named may hold the model of another run.
     replaces = config.output is None or config.force
     failures = _write(run, iteration, network, names, folder, replaces)
     if failures:
-        raise UserError(
-            "; ".join(f"no new {name}: {why}" for name, why in failures.items())
-            + f"; what can be relied on is in {folder}"
-        )
+        raise UserError(f"{failures}; the other files in {folder} are intact")
 
 
 def _write(run, iteration, network, names, folder, replaces):
-    """Fill the folder; returns dict of format -> why it was not written.
+    """Fills the folder and returns what failed, as text.
 
-    Formats of the same model that stand there already, and are not written
-    anew, stay. Those of another model would pass for this one's.
+    Files of the same model from an earlier export stay. Those of another
+    model would be taken for this one's and go.
     """
     view = batches.make_augment(run, network.input_shape[1], noise=())
     facts = history.facts(run, iteration, network)
-    facts["model"]["sha256"] = _digest(network, run)
+    sha256 = facts["model"]["sha256"] = _digest(network, run)
     versions = _versions()
-    records, failures = {}, {}
-    with (
-        replacing_folder(folder) as temporary,
-        tempfile.TemporaryDirectory(dir=temporary) as scratch,
-    ):
-        standing = _standing(folder, facts["model"]["sha256"])
+    records, failures = {}, []
+    with replacing_folder(folder) as temporary:
+        standing = _standing(folder, sha256)
         others = _names_in(folder) - {CARD, RECORD}
         others -= {record["file"] for record in standing.values()}
         stale = f"{', '.join(sorted(others))}, not known to be of this model"
@@ -83,34 +81,31 @@ def _write(run, iteration, network, names, folder, replaces):
                 f"{folder} holds {stale}: give another --output, or --force to "
                 "replace it"
             )
-        probe = f"{scratch}/probe.npz"
-        images = checking.probe_images(network.input_shape[1])
-        pixels = checking.write_probe(probe, images, view)
-        network, logits, as_trained = _portable(network, pixels)
+        network, inputs, logits, as_trained = _portable(network, view)
         for name in names:
-            path = temporary / FORMATS[name].file
+            spec = FORMATS[name]
+            path = temporary / spec.file
             try:
-                FORMATS[name].write(network, path, view, run.class_names)
-                worst = checking.reloaded_deviation(name, path, probe, logits)
-            # Converters raise whatever they like.
+                with _quiet():
+                    spec.write(network, path, view, run.class_names)
+                    worst = formats.check(spec, path, inputs, logits)
+            # Converters raise exceptions of any class.
             except Exception as error:
-                failures[name] = _one_line(error)
+                why = (str(error).strip() or type(error).__name__).splitlines()
+                failures.append(f"{name} could not be exported: {why[0]}")
                 _remove(path)
                 continue
             print(
-                f"  {path.name}: loaded in a new process, logits differ by "
-                f"{worst:.1g} of the largest"
+                f"  {spec.file}: loaded again, logits differ by {worst:.1g} of "
+                "the largest"
             )
             records[name] = {
-                "file": path.name,
+                "file": spec.file,
                 "deviation": worst,
                 "versions": versions,
             }
         if not records:
-            raise UserError(
-                "nothing could be exported: "
-                + "; ".join(f"no {n}: {why}" for n, why in failures.items())
-            )
+            raise UserError("; ".join(failures))
         for name in standing.keys() - records.keys():
             records[name] = standing[name]
             _copy(folder / records[name]["file"], temporary)
@@ -119,44 +114,95 @@ def _write(run, iteration, network, names, folder, replaces):
         facts |= {
             "formats": {n: records[n] for n in FORMATS if n in records},
             "as_trained": as_trained,
-            "tolerance": checking.TOLERANCE,
+            "tolerance": formats.TOLERANCE,
             "versions": versions,
         }
         write_json(temporary / RECORD, facts)
-        write_text(temporary / CARD, model_card.render(facts))
-    return failures
+        write_text(temporary / CARD, render_card(facts))
+    return "; ".join(failures)
 
 
-def _portable(network, pixels):
-    """The network to export, in float32, and its logits.
+def render_card(facts):
+    """Renders the model card.
+
+    Args:
+        facts: Dict with the contents of `export.json`.
 
     Returns:
-        Triple of a `keras.Model`; its logits of the pixels, float32 `(N, C)`;
-        and how far they are from those of the network as it was trained, of
-        the largest.
+        Markdown with the metadata of the Hugging Face Hub as YAML.
     """
-    trained = np.asarray(network(pixels, training=False))
-    portable = stock_network(network)
-    logits = np.asarray(portable(pixels, training=False))
-    checking.check(checking.deviation(logits, trained))
-    if not computes_in_float32(portable):
-        portable = stock_network(network, "float32")
-        logits = np.asarray(portable(pixels, training=False))
-    return portable, logits, checking.deviation(logits, trained)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["plain"] = plain
+    # YAML has no pairs of surrogates, by which JSON escapes emoji.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    titles = {name: spec.title for name, spec in FORMATS.items()}
+    return template.render(facts, titles=titles) + "\n"
+
+
+def plain(text):
+    """Escapes any text as plain text on one line of Markdown."""
+    text = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]<>|&~#$])", r"\\\1", text)
+
+
+def _portable(network, view):
+    """Prepares the network for the export, in float32.
+
+    Returns:
+        The `keras.Model`; the inputs of `formats.check`; the logits, float32
+        `(N, C)`; and their deviation from those of the network as trained.
+    """
+    images = formats.example_images(network.input_shape[1])
+    no_seed = tf.zeros([2], tf.int64)  # evaluation draws nothing
+    pixels = np.stack(
+        [np.asarray(view(image, no_seed), np.float32) for image in images]
+    )
+
+    def logits_of(model):
+        return np.asarray(model(pixels, training=False))
+
+    trained = logits_of(network)
+    copy = formats.portable(network)
+    worst = formats.deviation(logits_of(copy), trained)
+    formats.within_tolerance(worst)
+    copy = formats.portable(network, "float32")
+    logits = logits_of(copy)
+    as_trained = float(formats.deviation(logits, trained))
+    inputs = {"pixels": pixels, "image_bytes": images}
+    return copy, inputs, logits, as_trained
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Discards what converters and runtimes write to stderr, also from C++."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):
+        own = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
 
 
 def _digest(network, run):
-    """SHA-256 of all that decides what the files of a model answer."""
+    """SHA-256 of all that determines the output of a model's files."""
     digest = hashlib.sha256()
-    seen = [network.input_shape[1:], run.config.crop, list(run.class_names)]
-    digest.update(json.dumps(seen).encode())
+    view = [network.input_shape[1:], run.config.crop, list(run.class_names)]
+    digest.update(json.dumps(view).encode())
     for weight in network.weights:
         digest.update(np.ascontiguousarray(weight))
     return digest.hexdigest()
 
 
 def _standing(folder, sha256):
-    """Records of the formats that stand in a folder and are of a model."""
+    """Records of the files in a folder that are of this model."""
     try:
         facts = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if facts["model"]["sha256"] != sha256:
@@ -187,7 +233,7 @@ def _copy(path, folder):
 
 
 def _formats(config):
-    """Names of the formats to write, those whose tools are here."""
+    """Names of the formats to write, without those whose tools are missing."""
     asked = config.formats()
     names = []
     for name in asked or FORMATS:
@@ -206,9 +252,9 @@ def _formats(config):
 
 
 def _folder(config, run, iteration):
-    """Where the export shall stand."""
+    """The folder to write, after checking that it may be replaced."""
     default = run.workdir.iteration(iteration or 0) / "export"
-    # Whose model stands there shows when this one is loaded.
+    # Whether it holds another model is checked once this one is loaded.
     may_exist = dataclasses.replace(config, force=True)
     folder = finished.check_output(may_exist, default)
     if folder.exists():
@@ -217,8 +263,8 @@ def _folder(config, run, iteration):
         others = _names_in(folder) - OURS
         if others:
             raise UserError(
-                f"{folder} holds {printable(sorted(others)[0])}, which is no "
-                "part of an export, and would be lost: give another --output"
+                f"{folder} holds {printable(sorted(others)[0])}, which is not "
+                "part of an export and would be lost: give another --output"
             )
     return folder
 
@@ -238,13 +284,8 @@ def _versions():
 
 
 def _remove(path):
-    """Take away what a format left that cannot be relied on."""
+    """Deletes the incomplete or wrong file of a format."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _one_line(error):
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]

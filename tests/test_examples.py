@@ -16,10 +16,7 @@ from conftest import clean_view
 from conftest import make_finished_run
 
 import main
-from noisy_student.outputs import checking
 from noisy_student.outputs import formats
-from noisy_student.outputs import model_card
-from noisy_student.outputs.stock import stock_network
 
 pytestmark = pytest.mark.usefixtures("one_block")
 
@@ -85,19 +82,17 @@ def test_exported_models_in_use(tmp_path, monkeypatch, crop):
     monkeypatch.chdir(tmp_path)
     facts = {"model": {"image_size": 16, "crop": crop}}
     pathlib.Path("export.json").write_text(json.dumps(facts))
-    photo = checking.probe_images(16)[1]
+    photo = formats.example_images(16)[1]
     pathlib.Path("photo.jpg").write_bytes(photo)
     blocks = blocks_of("export.md", "## What goes in", ("python",))
-    assert (
-        len(blocks) == 1 + len(formats.FORMATS) == 1 + len(model_card.LOADING)
-    )
+    assert len(blocks) == 1 + len(formats.FORMATS)
     view = clean_view(16, crop)
     pixels = execute(blocks[0][1])["pixels"]
     np.testing.assert_array_equal(pixels[0], np.asarray(view(photo, 0)))
     if crop == "padded":
         return  # the same files
     expected = np.asarray(network(pixels))
-    portable = stock_network(network)
+    portable = formats.portable(network)
     for (_, code), spec in zip(
         blocks[1:], formats.FORMATS.values(), strict=True
     ):
@@ -112,4 +107,4 @@ def test_exported_models_in_use(tmp_path, monkeypatch, crop):
             else:
                 logits = known["logits"]
                 assert logits.shape == (count, 3)
-            assert checking.deviation(logits[:1], expected) < 1e-5
+            assert formats.deviation(logits[:1], expected) < 1e-5

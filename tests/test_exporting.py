@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported models say what the network says, and what does not is not kept."""
+"""Exported files return the network's logits, and wrong ones are not kept."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import keras
@@ -19,11 +22,7 @@ from noisy_student import exporting
 from noisy_student.files import replacing_folder
 from noisy_student.models import efficientnet
 from noisy_student.models.stochastic_depth import Dropout
-from noisy_student.outputs import checking
 from noisy_student.outputs import formats
-from noisy_student.outputs import model_card
-from noisy_student.outputs.stock import computes_in_float32
-from noisy_student.outputs.stock import stock_network
 from noisy_student.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("one_block")
@@ -60,13 +59,17 @@ def network(workdir):
 
 @pytest.fixture(scope="module")
 def images():
-    return checking.probe_images(16)
+    return formats.example_images(16)
 
 
 @pytest.fixture(scope="module")
 def pixels(images):
     view = clean_view(16)
     return np.stack([view(image, 0) for image in images])
+
+
+def in_float32(network):
+    return all(layer.compute_dtype == "float32" for layer in network.layers)
 
 
 def logits_of(network, pixels):
@@ -118,22 +121,64 @@ def test_the_keras_file_is_made_of_stock_layers(exported, network):
         assert "noisy_student" in file.read("config.json").decode()
 
 
+# Loads every format where noisy_student cannot be imported.
+STRANGER = """
+import json, sys
+import numpy as np
+sys.modules["noisy_student"] = None
+known = {"pixels": np.load("pixels.npy")}
+for block in json.load(open("blocks.json")):
+    exec(block, known)
+    logits = known["answer"]["logits"] if "answer" in known else known["logits"]
+    np.save(f"logits_{len(known.setdefault('done', []))}.npy", np.array(logits))
+    known["done"].append(known.pop("answer", None))
+"""
+
+
+def code_of(card):
+    """The Python blocks of a card, with the TFLite runtime of TensorFlow."""
+    return [
+        block.replace(
+            "from ai_edge_litert.interpreter import Interpreter",
+            "import tensorflow as tf; Interpreter = tf.lite.Interpreter",
+        )
+        for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_all_formats(tmp_path, capsys, dtype):
+def test_all_formats_in_a_new_process(tmp_path, capfd, dtype):
     workdir = make_finished_run(
         tmp_path / "run", CLASSES, dtype=dtype, crop="resized", image_size=40
     )
     assert run("--mode=export", f"--workdir={workdir}") == 0
-    out = capsys.readouterr().out
+    out, err = capfd.readouterr()
+    assert not err
     folder = workdir.iteration(0) / "export"
     facts = json.loads((folder / "export.json").read_text())
     for name, spec in formats.FORMATS.items():
         assert (name in facts["formats"]) != bool(spec.missing_tools())
         assert (folder / spec.file).exists() == (name in facts["formats"])
-        assert (f"{spec.file}: loaded" in out) == (name in facts["formats"])
+        assert (f"{spec.file}: loaded again" in out) == (
+            name in facts["formats"]
+        )
     # bfloat16 has 8 bits.
     assert facts["as_trained"] < (0.1 if dtype == "bfloat16" else 1e-6)
+
+    photo = formats.example_images(40)[1]
+    (folder / "photo.jpg").write_bytes(photo)
+    pixels = np.asarray(clean_view(40, "resized")(photo, 0))[np.newaxis]
+    np.save(folder / "pixels.npy", pixels)
+    blocks = code_of((folder / "MODEL_CARD.md").read_text())
+    (folder / "blocks.json").write_text(json.dumps(blocks))
+    subprocess.run([sys.executable, "-c", STRANGER], cwd=folder, check=True)
+    network = formats.portable(workdir.load_model(0), "float32")
+    expected = logits_of(network, pixels)
+    answers = sorted(folder.glob("logits_*.npy"))
+    assert len(answers) == len(blocks) == len(facts["formats"])
+    for path in answers:
+        assert formats.deviation(np.load(path), expected) < 1e-5, path
 
 
 def test_a_copy_of_stock_layers_says_the_same():
@@ -141,37 +186,39 @@ def test_a_copy_of_stock_layers_says_the_same():
         "b0", 3, width=0.1, image_size=16, dtype="bfloat16", dropout_rate=0.5
     )
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
-    copy = stock_network(noisy)
+    copy = formats.portable(noisy)
     assert any(isinstance(layer, Dropout) for layer in noisy.layers)
     assert not any(isinstance(layer, Dropout) for layer in copy.layers)
     np.testing.assert_array_equal(
         logits_of(copy, pixels), logits_of(noisy, pixels)
     )
     # Nothing is drawn in training either, and no weight is shared.
-    assert not computes_in_float32(copy)
-    single = stock_network(noisy, "float32")
-    assert computes_in_float32(single)
+    assert not in_float32(copy)
+    single = formats.portable(noisy, "float32")
+    assert in_float32(single)
     single.layers[-1].kernel.assign(single.layers[-1].kernel * 0)
     assert np.abs(noisy.layers[-1].kernel.numpy()).max() > 0
 
 
+def changed_format(name, **changes):
+    return dataclasses.replace(formats.FORMATS[name], **changes)
+
+
 def broken(network, path, view, class_names):
-    """Write a model whose last layer is another."""
+    """Writes a model with another last layer."""
     del view, class_names
-    damaged = stock_network(network)
+    damaged = formats.portable(network)
     kernel = damaged.layers[-1].kernel
     kernel.assign(kernel * 1.01)
     damaged.save(path)
 
 
-@pytest.mark.slow
-def test_what_says_something_else_is_not_left_standing(
+def test_a_file_with_other_logits_is_not_kept(
     workdir, tmp_path, monkeypatch, capsys
 ):
-    keras_format = formats.FORMATS["keras"]
     changed = {
-        "keras": formats.Format("Keras", keras_format.file, (), broken),
-        "tflite": formats.Format("TFLite", "x", ("no_such_tool",), broken),
+        "keras": changed_format("keras", write=broken),
+        "tflite": changed_format("tflite", tools=("no_such_tool",)),
     }
     monkeypatch.setattr(exporting, "FORMATS", changed)
     output = tmp_path / "export"
@@ -179,7 +226,8 @@ def test_what_says_something_else_is_not_left_standing(
     assert code == 2
     captured = capsys.readouterr()
     assert "pip install no_such_tool" in captured.out
-    assert "differ from the network's by 0.0" in captured.err
+    assert "differ from those of the network by 0.0" in captured.err
+    assert captured.err.count("\n") == 1
     assert not output.exists() and not list(tmp_path.iterdir())
 
 
@@ -219,18 +267,36 @@ def test_a_tool_that_was_asked_for_is_named(workdir, monkeypatch, capsys):
 
 def test_logits_that_are_no_numbers_are_noticed():
     logits = np.array([[1.0, -4.0]], np.float32)
-    assert checking.deviation(logits + 0.04, logits) == pytest.approx(0.01)
+    assert formats.deviation(logits + 0.04, logits) == pytest.approx(0.01)
     for wrong in (logits * np.nan, logits * 1.002):
-        with pytest.raises(checking.Deviation):
-            checking.check(checking.deviation(wrong, logits))
-    with pytest.raises(checking.Deviation):
-        checking.deviation(logits[:, :1], logits)
+        with pytest.raises(formats.Deviation):
+            formats.within_tolerance(formats.deviation(wrong, logits))
+    with pytest.raises(formats.Deviation):
+        formats.deviation(logits[:, :1], logits)
+
+
+@pytest.mark.parametrize("wrong", ["one", "bytes"])
+def test_batches_of_one_and_image_files_are_checked_too(wrong):
+    logits = np.array([[1.0, -4.0], [2.0, 3.0]], np.float32)
+    inputs = {"pixels": np.zeros((2, 1)), "image_bytes": [b"a", b"b"]}
+    right = {
+        "pixels": lambda batch: logits[: len(batch)],
+        "image_bytes": lambda batch: logits[: len(batch)],
+    }
+    spec = changed_format("keras", load=lambda path: right)
+    assert formats.check(spec, "file", inputs, logits) == 0
+    if wrong == "one":
+        right["pixels"] = lambda batch: logits[: len(batch)] + (len(batch) == 1)
+    else:
+        right["image_bytes"] = lambda batch: logits[: len(batch)] * np.nan
+    with pytest.raises(formats.Deviation):
+        formats.check(spec, "file", inputs, logits)
 
 
 def test_names_do_nothing_in_a_card():
-    assert model_card.escape("a|b*\n# c") == r"a\|b\* \# c"
-    assert model_card.escape("<img src=x>") == r"\<img src=x\>"
-    assert model_card.escape("[x](y) `z`") == r"\[x\](y) \`z\`"
+    assert exporting.plain("a|b*\n# c") == r"a\|b\* \# c"
+    assert exporting.plain("<img src=x>") == r"\<img src=x\>"
+    assert exporting.plain("[x](y) `z`") == r"\[x\](y) \`z\`"
 
 
 def test_the_card_tells_the_story(exported):
@@ -247,18 +313,48 @@ def test_the_card_tells_the_story(exported):
     assert len(blocks) == len(record["formats"])
 
 
+ACCURACY = {
+    "image_size": 16, "steps": 7, "top1": 0.9, "top1_low": 0.8256,
+    "top1_high": 0.9448, "top5": 1.0, "num_images": 100,
+}  # fmt: skip
+EMOJI = 'photos of "cats" & \U0001f63a: #1'
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_the_hub_reads_the_metadata_of_the_card(exported, measured):
+    reason = "pip install -r requirements-dev.txt"
+    yaml = pytest.importorskip("yaml", reason=reason)
+    facts = json.loads((exported / "export.json").read_text())
+    if measured:
+        facts["chain"][-1]["accuracy"] = ACCURACY
+        evaluation = {**facts["data"]["labeled"], "name": EMOJI}
+        facts["data"]["evaluation"] = evaluation
+    begin, metadata, text = exporting.render_card(facts).split("---\n", 2)
+    assert not begin and text.startswith("\n# EfficientNet-B0")
+    metadata = yaml.safe_load(metadata)
+    assert metadata["license"] == "unknown"
+    assert metadata["library_name"] == "keras"
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert "noisy-student" in metadata["tags"]
+    assert ("model-index" in metadata) == measured
+    if measured:
+        (entry,) = metadata["model-index"]
+        (result,) = entry["results"]
+        assert entry["name"] == "efficientnet-b0-teacher"
+        assert result["task"] == {"type": "image-classification"}
+        assert result["dataset"] == {"type": EMOJI, "name": EMOJI}
+        values = {m["name"]: m["value"] for m in result["metrics"]}
+        assert values == {"Top-1 accuracy": 0.9, "Top-5 accuracy": 1.0}
+
+
 def test_the_card_of_a_student_names_its_teachers(exported):
     facts = json.loads((exported / "export.json").read_text())
-    accuracy = {
-        "image_size": 16, "steps": 7, "top1": 0.9, "top1_low": 0.8256,
-        "top1_high": 0.9448, "top5": 1.0, "num_images": 100,
-    }  # fmt: skip
     selection = {
         "num_images": 50, "num_undecodable": 2, "num_kept": 40,
         "num_selected": 60, "confidence_threshold": 0.3,
         "images_per_class": 20,
     }  # fmt: skip
-    teacher = {**facts["chain"][0], "accuracy": accuracy, "sha256": "a" * 64}
+    teacher = {**facts["chain"][0], "accuracy": ACCURACY, "sha256": "a" * 64}
     student = {
         **teacher, "iteration": 1, "sha256": "b" * 64, "finetuned": True,
         "teacher_sha256": "c" * 64, "selection": selection,
@@ -266,31 +362,25 @@ def test_the_card_of_a_student_names_its_teachers(exported):
     facts["chain"] = [teacher, student]
     facts["finetuning"] = {"base_lr": 0.01}
     facts["model"] |= {"iteration": 1, "trained_in": "bfloat16"}
-    text = model_card.render(facts)
+    text = exporting.render_card(facts)
     assert (
         "| teacher | b0 | 16 | 7 | 90.00 (82.6 to 94.5) | 100.00 | 100 |"
-        in (text)
+        in text
     )
     assert "student 1, finetuned" in text and "--base_lr=0.01" in text
     # Its labels are of another state of the teacher than the one that is here.
-    assert f"as it was then (`{'c' * 64}`)" in text
-    assert "40 of 50 unlabeled images" in text
-    assert "balanced to 20 a class: 60 with duplicates" in text
+    assert f"(an earlier state, SHA-256 `{'c' * 64}`)" in text
+    assert "pseudo-labels by the teacher (an earlier" in text
+    assert "40 of 50 unlabeled images selected" in text
+    assert "balanced to 20 per class, 60 with repeats" in text
     assert "trained in bfloat16" in text
 
 
 def test_the_code_of_the_card_runs(exported, images, tmp_path, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "export")
     (folder / "photo.jpg").write_bytes(images[1])
-    text = (folder / "MODEL_CARD.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(folder)
-    for block in blocks:
-        # What TensorFlow brings along does as well, as the comment there says.
-        block = block.replace(
-            "from ai_edge_litert.interpreter import Interpreter",
-            "import tensorflow as tf; Interpreter = tf.lite.Interpreter",
-        )
+    for block in code_of((folder / "MODEL_CARD.md").read_text()):
         known = {"pixels": np.zeros((2, 16, 16, 3), np.float32)}
         exec(compile(block, "MODEL_CARD.md", "exec"), known)
         assert "answer" in known or known["logits"].shape == (2, 3)
@@ -306,21 +396,20 @@ def written(network, path, view, class_names):
 def quick(workdir, tmp_path, monkeypatch):
     """A copy of the run, its folder of exports, and a function that exports.
 
-    The formats are files of a few bytes, which no other process reads.
+    The formats are files of a few bytes, which are not loaded.
     """
     copy = tmp_path / "run"
     shutil.copytree(workdir.path, copy)
     names = {"keras": "model.keras", "onnx": "model.onnx"}
     changed = {
-        name: formats.Format(name, file, (), written)
+        name: changed_format(name, file=file, tools=(), write=written)
         for name, file in names.items()
     }
     monkeypatch.setattr(exporting, "FORMATS", changed)
     monkeypatch.setattr(
-        exporting, "_portable", lambda network, pixels: (network, None, 0.0)
+        exporting, "_portable", lambda network, view: (network, {}, None, 0.0)
     )
-    monkeypatch.setattr(checking, "write_probe", lambda *_: None)
-    monkeypatch.setattr(checking, "reloaded_deviation", lambda *_: 0.0)
+    monkeypatch.setattr(formats, "check", lambda *_: 0.0)
 
     def export(names, *arguments):
         names = f"--export_formats={names}"
@@ -393,10 +482,13 @@ def test_a_format_that_fails_leaves_the_good_ones(
     _, folder, export = quick
     assert export("keras,onnx") == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    broken_format = formats.Format("onnx", "model.onnx", (), fails)
+    broken_format = changed_format("onnx", tools=(), write=fails)
     monkeypatch.setitem(exporting.FORMATS, "onnx", broken_format)
     assert export(asked) == 2
-    assert "onnx: no such operation" in capsys.readouterr().err
+    assert (
+        "onnx could not be exported: no such operation"
+        in capsys.readouterr().err
+    )
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     # Nothing of another model is lost for a failure either.
     train_on(Workdir(folder.parent.parent))
@@ -487,7 +579,7 @@ def test_the_card_of_released_weights_claims_nothing(exported):
     nothing = {"labeled": None, "unlabeled": None, "evaluation": None}
     facts |= {"chain": [], "recipe": {}, "finetuning": None, "data": nothing}
     facts["model"] |= {"iteration": None, "init_from": "b0_ns.safetensors"}
-    text = model_card.render(facts)
-    assert r"trained elsewhere, the weights b0\_ns.safetensors;" in text
-    assert "was not measured here" in text
-    assert "Student" not in text and "paper" not in text
+    text = exporting.render_card(facts)
+    assert r"trained elsewhere (weights: b0\_ns.safetensors)." in text
+    assert "was not measured here" in " ".join(text.split())
+    assert "student" not in text.lower() and "paper" not in text

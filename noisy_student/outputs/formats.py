@@ -1,174 +1,311 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One network in the formats of others: .keras, SavedModel, ONNX, TFLite.
+"""Writes a network as .keras, SavedModel, ONNX or TFLite, and checks the file.
 
-All of them take float32 pixels in `[0, 255]` by the name `pixels`, any number
-of images at once, and give `logits`. The SavedModel takes the bytes of image
-files too, and sees them as evaluation does.
+Every format takes `pixels`, float32 `(N, S, S, 3)` in `[0, 255]` with any N,
+and returns `logits`, float32 `(N, C)`. The SavedModel also takes the bytes of
+image files and preprocesses them as evaluation does.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
-import logging
-import pathlib
 import tempfile
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-# Classes that a served model names for an image.
+from noisy_student.models.stochastic_depth import Dropout
+
+# Classes that a SavedModel returns for each image.
 TOP = 5
+# Relative to the largest logit: float32 sums in another order differ by about
+# 1e-6, a convolution with other padding by more than 1e-2.
+TOLERANCE = 1e-3
+
+
+class Deviation(Exception):
+    """Raised for logits that differ from those of the trained network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format that a network can be written in.
+    """A file format of a network.
 
     Attributes:
-        title: What people call it.
-        file: Name of its file or folder.
-        tools: Modules that it needs beside Keras and TensorFlow.
+        title: Display name.
+        file: Name of the file or folder.
+        tools: Modules that it needs besides Keras and TensorFlow.
         write: Function of the network, the path, a function from (encoded
-            image, seed) to pixels `(S, S, 3)`, and the names of the classes.
+            image, seed) to pixels `(S, S, 3)`, and the class names.
+        load: Function of the path that returns a dict of functions to logits,
+            by the name of their argument: `pixels`, or `image_bytes`.
     """
 
     title: str
     file: str
     tools: tuple[str, ...]
     write: Callable
+    load: Callable
 
     def missing_tools(self):
-        """Those of its tools that are not installed."""
+        """Returns the names of the tools that are not installed."""
         return [
             name for name in self.tools if not importlib.util.find_spec(name)
         ]
 
 
+def portable(network, dtype=None):
+    """Copies a network without its noise, which is inactive at inference.
+
+    The copy has only layers of Keras, so it loads without this package.
+
+    Args:
+        network: A `keras.Model` of `efficientnet.build_model`.
+        dtype: Keras's policy for all layers, such as `float32`; by default
+            each layer keeps its own.
+
+    Returns:
+        `keras.Model` from `pixels` to float32 logits, with its own weights.
+    """
+
+    def clone(layer):
+        if isinstance(layer, Dropout):
+            return keras.layers.Identity(name=layer.name)
+        config = layer.get_config()
+        return type(layer).from_config(
+            config | ({"dtype": dtype} if dtype else {})
+        )
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, keras.layers.Identity):
+            return args[0]
+        return layer(*args, **kwargs)
+
+    copy = keras.models.clone_model(
+        network,
+        keras.Input(network.input_shape[1:], name="pixels"),
+        clone_function=clone,
+        call_function=call,
+    )
+    copy.set_weights(network.get_weights())
+    return copy
+
+
 def write_keras(network, path, view, class_names):
-    """Write a `.keras` file that loads without this package."""
+    """Writes a `.keras` file."""
     del view, class_names
     network.save(path)
 
 
+def load_keras(path):
+    """Loads a `.keras` file."""
+    network = keras.saving.load_model(path, compile=False)
+    return {"pixels": network}
+
+
 def write_savedmodel(network, path, view, class_names):
-    """Write a SavedModel with two signatures.
+    """Writes a SavedModel with two signatures.
+
+    `keras.Model.export` writes only one, which takes pixels.
 
     `serving_default` takes `image_bytes`, string `(N,)`, encoded images;
-    `pixels` takes `pixels`, float32 `(N, S, S, 3)`. Both give `logits` and
-    `probabilities`, float32 `(N, C)`, and of the surest classes, at most five,
-    from sure to unsure, `classes`, string `(N, 5)`, their names, and
-    `class_probabilities`, float32 `(N, 5)`.
+    `pixels` takes `pixels`. Both return `logits` and `probabilities`, float32
+    `(N, C)`; `classes`, string `(N, k)`, the names of the k = min(5, C) most
+    likely classes, most likely first; and `class_probabilities`, float32
+    `(N, k)`.
     """
     names = tf.constant([name.encode() for name in class_names])
-    top = min(TOP, len(class_names))
 
-    def answer(pixels):
-        # Convolutions of oneDNN, TensorFlow's default on many CPUs, fail for
-        # no image at all.
+    def predict(pixels):
+        # Convolutions of oneDNN, the default on many CPUs, fail on an empty
+        # batch.
         count = tf.shape(pixels)[0]
-        one = tf.cast(count == 0, tf.int32)
-        padded = tf.pad(pixels, [[0, one], [0, 0], [0, 0], [0, 0]])
+        padding = tf.cast(count == 0, tf.int32)
+        padded = tf.pad(pixels, [[0, padding], [0, 0], [0, 0], [0, 0]])
         logits = network(padded, training=False)[:count]
         probs = tf.nn.softmax(logits)
-        best = tf.math.top_k(probs, top)
+        top = tf.math.top_k(probs, min(TOP, len(class_names)))
         return {
             "logits": logits,
             "probabilities": probs,
-            "classes": tf.gather(names, best.indices),
-            "class_probabilities": best.values,
+            "classes": tf.gather(names, top.indices),
+            "class_probabilities": top.values,
         }
 
-    def answer_bytes(image_bytes):
-        no_seed = tf.zeros([2], tf.int64)  # nothing is drawn
+    def predict_bytes(image_bytes):
+        no_seed = tf.zeros([2], tf.int64)  # evaluation draws nothing
         pixels = tf.map_fn(
             lambda image: tf.cast(view(image, no_seed), tf.float32),
             image_bytes,
             fn_output_signature=tf.TensorSpec(network.input_shape[1:]),
         )
-        return answer(pixels)
+        return predict(pixels)
 
-    encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
-    _write_archive(
-        network,
-        path,
-        {
-            "serving_default": (answer_bytes, encoded),
-            "pixels": (answer, _pixels(network)),
-        },
+    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint("serving_default", predict_bytes, [image_bytes])
+    archive.add_endpoint("pixels", predict, [_pixels(network)])
+    archive.write_out(str(path), verbose=False)
+
+
+def load_savedmodel(path):
+    """Loads both signatures of a SavedModel."""
+    signatures = tf.saved_model.load(path).signatures
+    from_bytes, from_pixels = (
+        signatures["serving_default"],
+        signatures["pixels"],
     )
+    return {
+        "image_bytes": lambda batch: from_bytes(image_bytes=tf.constant(batch))[
+            "logits"
+        ],
+        "pixels": lambda batch: from_pixels(pixels=tf.constant(batch))[
+            "logits"
+        ],
+    }
 
 
 def write_onnx(network, path, view, class_names):
-    """Write an ONNX file from `pixels` to `logits`."""
+    """Writes an ONNX file."""
     del view, class_names
-    import onnx
-    import tf2onnx
+    _export_logits(network, path, "onnx")
 
-    signature = [_pixels(network)]
-    function = tf.function(_logits(network), input_signature=signature)
-    with _quiet("tf2onnx"):
-        model, _ = tf2onnx.convert.from_function(function, signature)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.save(model, path)
+
+def load_onnx(path):
+    """Loads an ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    return {
+        "pixels": lambda batch: session.run(["logits"], {"pixels": batch})[0]
+    }
 
 
 def write_tflite(network, path, view, class_names):
-    """Write a TFLite file from `pixels` to `logits`, of its own kernels."""
+    """Writes a TFLite file of built-in operations.
+
+    `format="litert"` would do, but Keras has it only from 3.13 on.
+    """
     del view, class_names
-    beside = pathlib.Path(path).parent
-    with (
-        tempfile.TemporaryDirectory(dir=beside) as folder,
-        _quiet("tensorflow"),
-    ):
-        # The converter makes constants of weights only if they come from here.
-        _write_archive(
-            network,
-            folder,
-            {"serving_default": (_logits(network), _pixels(network))},
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        _export_logits(network, folder, "tf_saved_model")
         content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
     with open(path, "wb") as file:
         file.write(content)
 
 
+def load_tflite(path):
+    """Loads a TFLite file."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:  # the one that is part of TensorFlow
+        Interpreter = tf.lite.Interpreter
+    runner = Interpreter(path).get_signature_runner("serving_default")
+    return {"pixels": lambda batch: runner(pixels=batch)["logits"]}
+
+
 FORMATS = {
-    "keras": Format("Keras", "model.keras", (), write_keras),
-    "savedmodel": Format("SavedModel", "saved_model", (), write_savedmodel),
+    "keras": Format("Keras", "model.keras", (), write_keras, load_keras),
+    "savedmodel": Format(
+        "SavedModel", "saved_model", (), write_savedmodel, load_savedmodel
+    ),
     "onnx": Format(
         "ONNX",
         "model.onnx",
         ("tf2onnx", "onnx", "onnxruntime"),
         write_onnx,
+        load_onnx,
     ),
-    "tflite": Format("TFLite", "model.tflite", (), write_tflite),
+    "tflite": Format("TFLite", "model.tflite", (), write_tflite, load_tflite),
 }
+
+
+def example_images(image_size):
+    """Makes encoded images of colored blocks.
+
+    Args:
+        image_size: S, the input side of the network in pixels.
+
+    Returns:
+        List of bytes: a PNG, a JPEG and a grayscale PNG.
+    """
+    rng = np.random.RandomState(0)
+    scale = 1 + image_size // 8
+
+    def blocks(channels):
+        coarse = rng.randint(0, 256, (8, 10, channels), np.uint8)
+        return coarse.repeat(scale, axis=0).repeat(scale, axis=1)
+
+    return [
+        tf.io.encode_png(blocks(3)).numpy(),
+        tf.io.encode_jpeg(blocks(3)).numpy(),
+        tf.io.encode_png(blocks(1)).numpy(),
+    ]
+
+
+def check(spec, path, inputs, logits):
+    """Loads an exported file and compares its logits with the network's.
+
+    Args:
+        spec: The `Format`.
+        path: Path of the file or folder.
+        inputs: Dict of `pixels`, float32 `(N, S, S, 3)`, and `image_bytes`,
+            list of the N encoded images.
+        logits: float32 `(N, C)` of the network.
+
+    Returns:
+        The largest difference of a logit, relative to the largest logit, over
+        a batch of all images and a batch of one.
+
+    Raises:
+        Deviation: If it exceeds `TOLERANCE` or is not finite.
+    """
+    return within_tolerance(
+        np.max(
+            [
+                deviation(predict(inputs[name][:count]), logits[:count])
+                for name, predict in spec.load(str(path)).items()
+                for count in (len(logits), 1)
+            ]
+        )
+    )
+
+
+def deviation(found, logits):
+    """Returns the largest difference, relative to the largest logit."""
+    found = np.asarray(found)
+    if found.shape != logits.shape:
+        raise Deviation(
+            f"its logits have the shape {found.shape}, those of the network "
+            f"{logits.shape}"
+        )
+    return np.abs(found - logits).max() / (np.abs(logits).max() or 1)
+
+
+def within_tolerance(worst):
+    """Returns a deviation as float, or raises `Deviation`."""
+    if not worst <= TOLERANCE:  # NaN as well
+        raise Deviation(
+            f"its logits differ from those of the network by {worst:.2g} of "
+            f"the largest logit, and at most {TOLERANCE:g} is allowed"
+        )
+    return float(worst)
 
 
 def _pixels(network):
     return tf.TensorSpec(network.input_shape, tf.float32, name="pixels")
 
 
-def _logits(network):
-    return lambda pixels: {"logits": network(pixels, training=False)}
-
-
-def _write_archive(network, path, endpoints):
-    archive = keras.export.ExportArchive()
-    archive.track(network)
-    for name, (function, spec) in endpoints.items():
-        archive.add_endpoint(name, function, input_signature=[spec])
-    archive.write_out(str(path), verbose=False)
-
-
-@contextlib.contextmanager
-def _quiet(name):
-    """Keep a converter's notes on itself off the terminal."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _export_logits(network, path, format_name):
+    """Exports from `pixels` to `logits`, under these names."""
+    named = keras.Model(network.inputs, {"logits": network.outputs[0]})
+    named.export(
+        path,
+        format=format_name,
+        verbose=False,
+        input_signature=[_pixels(network)],
+    )
