@@ -81,7 +81,8 @@ def _write(run, iteration, network, names, folder, replaces):
                 f"{folder} holds {stale}: give another --output, or --force to "
                 "replace it"
             )
-        network, inputs, logits, as_trained = _portable(network, view)
+        with _quiet():
+            network, inputs, logits, as_trained = _portable(network, view)
         for name in names:
             spec = FORMATS[name]
             path = temporary / spec.file

@@ -84,7 +84,7 @@ def test_exported_models_in_use(tmp_path, monkeypatch, crop):
     pathlib.Path("export.json").write_text(json.dumps(facts))
     photo = formats.example_images(16)[1]
     pathlib.Path("photo.jpg").write_bytes(photo)
-    blocks = blocks_of("export.md", "## What goes in", ("python",))
+    blocks = blocks_of("export.md", "## Inputs", ("python",))
     assert len(blocks) == 1 + len(formats.FORMATS)
     view = clean_view(16, crop)
     pixels = execute(blocks[0][1])["pixels"]

@@ -83,10 +83,7 @@ def portable(network, dtype=None):
         return layer(*args, **kwargs)
 
     copy = keras.models.clone_model(
-        network,
-        keras.Input(network.input_shape[1:], name="pixels"),
-        clone_function=clone,
-        call_function=call,
+        network, clone_function=clone, call_function=call
     )
     copy.set_weights(network.get_weights())
     return copy
@@ -302,7 +299,7 @@ def _pixels(network):
 
 def _export_logits(network, path, format_name):
     """Exports from `pixels` to `logits`, under these names."""
-    named = keras.Model(network.inputs, {"logits": network.outputs[0]})
+    named = keras.Model(network.inputs[0], {"logits": network.outputs[0]})
     named.export(
         path,
         format=format_name,
