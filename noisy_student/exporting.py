@@ -4,7 +4,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import re
 import shutil
 
 import jinja2
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -69,7 +69,6 @@ def _write(run, iteration, network, names, folder, replaces):
     view = batches.make_augment(run, network.input_shape[1], noise=())
     facts = history.facts(run, iteration, network)
     sha256 = facts["model"]["sha256"] = _digest(network, run)
-    versions = _versions()
     records, failures = {}, []
     with replacing_folder(folder) as temporary:
         standing = _standing(folder, sha256)
@@ -88,7 +87,9 @@ def _write(run, iteration, network, names, folder, replaces):
             path = temporary / spec.file
             try:
                 with _quiet():
-                    spec.write(network, path, view, run.class_names)
+                    spec.write(
+                        network, path, view=view, class_names=run.class_names
+                    )
                     worst = formats.check(spec, path, inputs, logits)
             # Converters raise exceptions of any class.
             except Exception as error:
@@ -103,7 +104,7 @@ def _write(run, iteration, network, names, folder, replaces):
             records[name] = {
                 "file": spec.file,
                 "deviation": worst,
-                "versions": versions,
+                "versions": _versions(),
             }
         if not records:
             raise UserError("; ".join(failures))
@@ -116,7 +117,6 @@ def _write(run, iteration, network, names, folder, replaces):
             "formats": {n: records[n] for n in FORMATS if n in records},
             "as_trained": as_trained,
             "tolerance": formats.TOLERANCE,
-            "versions": versions,
         }
         write_json(temporary / RECORD, facts)
         write_text(temporary / CARD, render_card(facts))
@@ -166,14 +166,17 @@ def _portable(network, view):
         return np.asarray(model(pixels, training=False))
 
     trained = logits_of(network)
-    copy = formats.portable(network)
-    worst = formats.deviation(logits_of(copy), trained)
-    formats.within_tolerance(worst)
-    copy = formats.portable(network, "float32")
-    logits = logits_of(copy)
-    as_trained = float(formats.deviation(logits, trained))
-    inputs = {"pixels": pixels, "image_bytes": images}
-    return copy, inputs, logits, as_trained
+    # In the precision of the training, the copy is the same network.
+    formats.compare(logits_of(formats.portable(network)), trained)
+    network = formats.portable(network, "float32")
+    logits = logits_of(network)
+    as_trained = formats.compare(logits, trained, tolerance=np.inf)
+    return (
+        network,
+        {"pixels": pixels, "image_bytes": images},
+        logits,
+        as_trained,
+    )
 
 
 @contextlib.contextmanager
@@ -212,7 +215,8 @@ def _standing(folder, sha256):
             name: record
             for name, record in facts["formats"].items()
             if record["file"] == FORMATS[name].file
-            and {"deviation", "versions"} <= record.keys()
+            and "deviation" in record
+            and record["versions"].keys() == _versions().keys()
             and (folder / record["file"]).exists()
         }
     # No record, a damaged one, or one of an earlier version.
@@ -221,9 +225,7 @@ def _standing(folder, sha256):
 
 
 def _names_in(folder):
-    return (
-        {path.name for path in folder.iterdir()} if folder.exists() else set()
-    )
+    return set(os.listdir(folder)) if folder.exists() else set()
 
 
 def _copy(path, folder):
@@ -271,17 +273,13 @@ def _folder(config, run, iteration):
 
 
 def _versions():
-    packages = ("keras", "tensorflow", "tensorflow-cpu", "numpy", "tf2onnx")
-    versions = {
+    return {
         "noisy_student": noisy_student.__version__,
         "python": platform.python_version(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "numpy": np.__version__,
     }
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _remove(path):

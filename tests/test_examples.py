@@ -98,7 +98,7 @@ def test_exported_models_in_use(tmp_path, monkeypatch, crop):
     ):
         if spec.missing_tools():
             continue
-        spec.write(portable, spec.file, view, "abc")
+        spec.write(portable, spec.file, view=view, class_names="abc")
         for count in (1, 3):
             known = {"pixels": np.repeat(pixels, count, axis=0)}
             exec(compile(code, "export.md", "exec"), known)
@@ -107,4 +107,4 @@ def test_exported_models_in_use(tmp_path, monkeypatch, crop):
             else:
                 logits = known["logits"]
                 assert logits.shape == (count, 3)
-            assert formats.deviation(logits[:1], expected) < 1e-5
+            assert formats.compare(logits[:1], expected) < 1e-5

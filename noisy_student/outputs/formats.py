@@ -36,8 +36,8 @@ class Format:
         title: Display name.
         file: Name of the file or folder.
         tools: Modules that it needs besides Keras and TensorFlow.
-        write: Function of the network, the path, a function from (encoded
-            image, seed) to pixels `(S, S, 3)`, and the class names.
+        write: Function of the network, the path, `view`, a function from
+            (encoded image, seed) to pixels `(S, S, 3)`, and `class_names`.
         load: Function of the path that returns a dict of functions to logits,
             by the name of their argument: `pixels`, or `image_bytes`.
     """
@@ -72,10 +72,8 @@ def portable(network, dtype=None):
     def clone(layer):
         if isinstance(layer, Dropout):
             return keras.layers.Identity(name=layer.name)
-        config = layer.get_config()
-        return type(layer).from_config(
-            config | ({"dtype": dtype} if dtype else {})
-        )
+        policy = {"dtype": dtype} if dtype else {}
+        return type(layer).from_config(layer.get_config() | policy)
 
     def call(layer, *args, **kwargs):
         if isinstance(layer, keras.layers.Identity):
@@ -89,19 +87,17 @@ def portable(network, dtype=None):
     return copy
 
 
-def write_keras(network, path, view, class_names):
+def write_keras(network, path, **_):
     """Writes a `.keras` file."""
-    del view, class_names
     network.save(path)
 
 
 def load_keras(path):
     """Loads a `.keras` file."""
-    network = keras.saving.load_model(path, compile=False)
-    return {"pixels": network}
+    return {"pixels": keras.saving.load_model(path, compile=False)}
 
 
-def write_savedmodel(network, path, view, class_names):
+def write_savedmodel(network, path, *, view, class_names):
     """Writes a SavedModel with two signatures.
 
     `keras.Model.export` writes only one, which takes pixels.
@@ -164,9 +160,8 @@ def load_savedmodel(path):
     }
 
 
-def write_onnx(network, path, view, class_names):
+def write_onnx(network, path, **_):
     """Writes an ONNX file."""
-    del view, class_names
     _export_logits(network, path, "onnx")
 
 
@@ -182,12 +177,11 @@ def load_onnx(path):
     }
 
 
-def write_tflite(network, path, view, class_names):
+def write_tflite(network, path, **_):
     """Writes a TFLite file of built-in operations.
 
     `format="litert"` would do, but Keras has it only from 3.13 on.
     """
-    del view, class_names
     with tempfile.TemporaryDirectory() as folder:
         _export_logits(network, folder, "tf_saved_model")
         content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
@@ -261,36 +255,36 @@ def check(spec, path, inputs, logits):
     Raises:
         Deviation: If it exceeds `TOLERANCE` or is not finite.
     """
-    return within_tolerance(
-        np.max(
-            [
-                deviation(predict(inputs[name][:count]), logits[:count])
-                for name, predict in spec.load(str(path)).items()
-                for count in (len(logits), 1)
-            ]
-        )
+    return max(
+        compare(predict(inputs[name][:count]), logits[:count])
+        for name, predict in spec.load(str(path)).items()
+        for count in (len(logits), 1)
     )
 
 
-def deviation(found, logits):
-    """Returns the largest difference, relative to the largest logit."""
-    found = np.asarray(found)
+def compare(found, logits, tolerance=TOLERANCE):
+    """Returns the largest difference, relative to the largest logit.
+
+    Args:
+        found: float32 `(N, C)`.
+        logits: float32 `(N, C)`, the reference.
+        tolerance: The largest difference allowed.
+
+    Raises:
+        Deviation: If it is larger or not finite, or the shapes differ.
+    """
+    found, logits = np.asarray(found), np.asarray(logits)
     if found.shape != logits.shape:
         raise Deviation(
-            f"its logits have the shape {found.shape}, those of the network "
-            f"{logits.shape}"
+            f"its logits have the shape {found.shape}, not {logits.shape}"
         )
-    return np.abs(found - logits).max() / (np.abs(logits).max() or 1)
-
-
-def within_tolerance(worst):
-    """Returns a deviation as float, or raises `Deviation`."""
-    if not worst <= TOLERANCE:  # NaN as well
+    worst = float(np.abs(found - logits).max() / (np.abs(logits).max() or 1))
+    if not worst <= tolerance:  # NaN as well
         raise Deviation(
             f"its logits differ from those of the network by {worst:.2g} of "
-            f"the largest logit, and at most {TOLERANCE:g} is allowed"
+            f"the largest logit, and at most {tolerance:g} is allowed"
         )
-    return float(worst)
+    return worst
 
 
 def _pixels(network):
