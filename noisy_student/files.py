@@ -13,17 +13,14 @@ import shutil
 import unicodedata
 import urllib.parse
 
-from noisy_student.errors import UserError
+import filelock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from noisy_student.errors import UserError
 
 LOCK = ".lock"  # in a folder that has an owner
 # What a spreadsheet takes for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-# Folders that this process owns, and the descriptors of their locks.
+# Folders that this process owns -> `os.stat` of their lock files.
 _owned = {}
 # What a file system says when it cannot read, whatever is in the file.
 NOT_READABLE = tuple(
@@ -362,25 +359,31 @@ def owned(directory):
         UserError: If another process has it.
     """
     path = pathlib.Path(directory) / LOCK
-    with open(path, "a+") as file:
-        try:
-            _lock(file)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(
-                f"{owner} works in {directory}: wait until it has ended, or "
-                "use another --workdir"
-            ) from None
-        with contextlib.suppress(OSError):  # a full disk: the lock will do
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
-        _owned[pathlib.Path(directory).absolute()] = file.fileno()
-        try:
-            yield
-        finally:
-            del _owned[pathlib.Path(directory).absolute()]
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        owner = "another process"
+        with contextlib.suppress(OSError):  # Windows: nobody else may read it
+            owner = path.read_text(encoding="utf-8").strip() or owner
+        raise UserError(
+            f"{owner} works in {directory}: wait until it has ended, or "
+            "use another --workdir"
+        ) from None
+    except OSError as error:
+        # Some network file systems have no locks; the work can do without.
+        if error.errno not in NOT_SUPPORTED:
+            raise
+    with contextlib.suppress(OSError):  # a full disk: the lock will do
+        path.write_text(
+            f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8"
+        )
+    _owned[pathlib.Path(directory).absolute()] = os.stat(path)
+    try:
+        yield
+    finally:
+        del _owned[pathlib.Path(directory).absolute()]
+        lock.release()
 
 
 def _check_there(path):
@@ -389,32 +392,18 @@ def _check_there(path):
     Where a drive was unmounted or a folder deleted, the rest of a run would
     grow in its place, without what came before.
     """
-    for directory, descriptor in _owned.items():
+    for directory, taken in _owned.items():
         if not path.absolute().is_relative_to(directory):
             continue
         try:
             lock = os.stat(directory / LOCK)
         except OSError:
             lock = None
-        if lock is None or not os.path.samestat(lock, os.fstat(descriptor)):
+        if lock is None or not os.path.samestat(lock, taken):
             raise UserError(
                 f"{directory} has vanished while a run worked in it: bring it "
                 "back, and the same command goes on"
             )
-
-
-def _lock(file):
-    """Lock an open file, or raise `BlockingIOError`."""
-    if fcntl is None:
-        return  # Windows: two processes are on their own
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        # Some network file systems have no locks; the work can do without.
-        if error.errno not in NOT_SUPPORTED:
-            raise
 
 
 def _flush(path):

@@ -203,6 +203,21 @@ def test_a_second_process_is_sent_away_and_the_first_may_die(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, code):
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if code == errno.EIO:  # a broken disk is another matter
+        with pytest.raises(OSError), files.owned(tmp_path):
+            pass
+        return
+    with files.owned(tmp_path):
+        files.write_text(tmp_path / "file", "new")
+
+
 def test_a_workdir_that_nothing_came_of_goes_again(tmp_path):
     workdir = Workdir(tmp_path / "runs" / "new")
     with pytest.raises(UserError), workdir.owned():
