@@ -245,7 +245,7 @@ def _formats(config):
             names.append(name)
             continue
         sentence = (
-            f"{FORMATS[name].title} needs {' and '.join(missing)}: "
+            f"{FORMATS[name].title} needs {', '.join(missing)}: "
             f"pip install {' '.join(missing)}"
         )
         if asked:
