@@ -163,7 +163,8 @@ def _portable(network, view):
     )
 
     def logits_of(model):
-        return np.asarray(model(pixels, training=False))
+        with tf.device(formats.DEVICE):
+            return np.asarray(model(pixels, training=False))
 
     trained = logits_of(network)
     # In the precision of the training, the copy is the same network.

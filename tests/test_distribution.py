@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -183,6 +184,28 @@ def test_memory_of_a_gpu_is_what_the_driver_says(monkeypatch, run, expected):
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["GPU"])
     strategy = tf.distribute.get_strategy()
     assert distribution.device_memory(strategy) == expected
+
+
+def test_gpus_that_a_notebook_has_used_are_left_alone(monkeypatch):
+    def too_late(devices, kind):
+        raise RuntimeError("Visible devices cannot be modified after being")
+
+    gpus = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+    for name in ("get_visible_devices", "list_physical_devices"):
+        of = getattr(tf.config, name)
+        monkeypatch.setattr(
+            tf.config,
+            name,
+            lambda kind, of=of: gpus if kind == "GPU" else of(kind),
+        )
+    monkeypatch.setattr(tf.config, "set_visible_devices", too_late)
+    strategy = distribution.make_strategy("cpu")
+    assert strategy.num_replicas_in_sync == 1
+    assert distribution.describe(strategy).startswith("CPU")
+    assert not distribution.uses_xla(strategy)
+    with strategy.scope():
+        assert "CPU:0" in keras.Variable(1.0).value.device
+    assert distribution.make_strategy("gpu") is tf.distribute.get_strategy()
 
 
 def test_memory_of_a_tpu_is_unknown(monkeypatch):

@@ -44,8 +44,9 @@ def make_strategy(name="auto", cpu_devices=1):
         else:
             name = "cpu"
     if name == "cpu":
-        _show_gpus([])
-        return tf.distribute.get_strategy()
+        if _show_gpus([]):
+            return tf.distribute.get_strategy()
+        return tf.distribute.OneDeviceStrategy("/CPU:0")
     if name == "gpu":
         if not gpus:
             raise UserError(
@@ -79,7 +80,7 @@ def describe(strategy):
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return f"TPU with {count} cores"
     gpus = tf.config.get_visible_devices("GPU")
-    if gpus:
+    if gpus and not _is_cpu(strategy):
         details = tf.config.experimental.get_device_details(gpus[0])
         name = details.get("device_name", "of unknown kind")
         return f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({name})"
@@ -127,7 +128,7 @@ def device_memory(strategy):
     """
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return None
-    if tf.config.get_visible_devices("GPU"):
+    if tf.config.get_visible_devices("GPU") and not _is_cpu(strategy):
         return _gpu_memory()
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -212,9 +213,22 @@ def _mirrored(devices):
 
 
 def _show_gpus(gpus):
-    """Hide the other GPUs, so that TensorFlow neither uses nor fills them."""
+    """Hide the other GPUs, so that TensorFlow neither uses nor fills them.
+
+    Returns:
+        Whether they are hidden: a notebook may have used them already.
+    """
     if tf.config.get_visible_devices("GPU") != gpus:
-        tf.config.set_visible_devices(gpus, "GPU")
+        try:
+            tf.config.set_visible_devices(gpus, "GPU")
+        except RuntimeError:
+            return False
+    return True
+
+
+def _is_cpu(strategy):
+    """Whether a strategy computes on the CPU beside GPUs that are visible."""
+    return isinstance(strategy, tf.distribute.OneDeviceStrategy)
 
 
 def _has_tpu(root="/"):
