@@ -11,8 +11,6 @@ the old run's nor the new one's.
 import dataclasses
 import os
 import pathlib
-import types
-import typing
 
 from absl import flags
 
@@ -21,6 +19,9 @@ from noisy_student import settings
 from noisy_student.config import Config
 from noisy_student.contradictions import check_same
 from noisy_student.errors import UserError
+from noisy_student.knobs import base_type
+from noisy_student.knobs import is_optional
+from noisy_student.knobs import is_text
 from noisy_student.knobs import respelled
 from noisy_student.knobs import spell
 
@@ -257,10 +258,10 @@ def write_run_flags(config, path):
         value = getattr(config, field.name)
         if field.name in OF_ONE_COMMAND:
             continue
-        if value is None and field.default is None and _is_text(field):
+        if value is None and field.default is None and is_text(field):
             continue
         # An empty text where the default is none: no students, no noise.
-        spelled = "" if value is None and _is_text(field) else spell(value)
+        spelled = spell(field, value)
         if field.metadata["kind"]:
             # True from any folder. Spaces at the end would not be read back.
             spelled = respelled(field, spelled, files.absolute)
@@ -306,11 +307,9 @@ def help_text():
 def _help_of(field):
     """The lines of one flag."""
     choices, text = field.metadata["choices"], field.metadata["help"]
-    shown = "|".join(choices) if choices else spell(field.default)
-    if field.default is None and _is_text(field):
-        shown = ""
+    shown = "|".join(choices) or spell(field, field.default)
     if choices:
-        text += f" Default: {spell(field.default)}."
+        text += f" Default: {spell(field, field.default)}."
     return [f"  --{field.name}={shown}", f"      {text}"]
 
 
@@ -350,7 +349,7 @@ def _read(arguments):
     return {
         field.name: respelled(field, values[field.name].value, files.short)
         or None
-        if _is_text(field)
+        if is_text(field)
         else values[field.name].value
         for field in dataclasses.fields(Config)
         if values[field.name].present
@@ -358,7 +357,7 @@ def _read(arguments):
 
 
 def _define(field, values):
-    base_type = _base_type(field)
+    kind = base_type(field)
     options = {"flag_values": values, "module_name": "noisy_student"}
     if field.metadata["choices"]:
         flags.DEFINE_enum(
@@ -369,7 +368,7 @@ def _define(field, values):
             **options,
         )
         return
-    if base_type is bool:
+    if kind is bool:
         flags.DEFINE_boolean(
             field.name, field.default, field.metadata["help"], **options
         )
@@ -378,10 +377,10 @@ def _define(field, values):
         int: flags.IntegerParser,
         float: flags.FloatParser,
         str: flags.ArgumentParser,
-    }[base_type]()
+    }[kind]()
     if field.metadata["per"]:
         parser = _OrList(parser)
-    elif not _is_text(field) and _is_optional(field):
+    elif not is_text(field) and is_optional(field):
         parser = _OrAuto(parser)
     flags.DEFINE(
         parser,
@@ -422,19 +421,3 @@ class _OrList(flags.ArgumentParser):
 
     def flag_type(self):
         return f"{self._parser.flag_type()} or list"
-
-
-def _is_text(field):
-    return _base_type(field) is str
-
-
-def _base_type(field):
-    if _is_optional(field):
-        return next(
-            t for t in typing.get_args(field.type) if t is not type(None)
-        )
-    return field.type
-
-
-def _is_optional(field):
-    return isinstance(field.type, types.UnionType)

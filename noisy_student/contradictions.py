@@ -225,7 +225,7 @@ def _flag(name, value, other):
     """How to name a setting: a text that is not set is no word `auto`."""
     if value is None and isinstance(other, str):
         return f"no --{name}"
-    return f"--{name}={spell(value)}"
+    return f"--{name}={spell(Config.__dataclass_fields__[name], value)}"
 
 
 def _continues(name, old, new):

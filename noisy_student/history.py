@@ -67,7 +67,7 @@ def _training(run, iteration):
 def _recipe(config):
     """Settings that differ from the paper's and decide what is learned."""
     return {
-        field.name: spell(getattr(config, field.name))
+        field.name: spell(field, getattr(config, field.name))
         for field in dataclasses.fields(config)
         if not field.metadata["free"]
         and not field.name.endswith(PLACES)

@@ -7,6 +7,8 @@ its help and its error message follow.
 
 import dataclasses
 import math
+import types
+import typing
 
 from noisy_student import files
 from noisy_student.errors import UserError
@@ -187,10 +189,29 @@ def numbers(name, text, example, count=None, low=0.0, high=1e4):
     return values
 
 
-def spell(value):
+def spell(field, value):
     """A value as the command line writes it."""
     if value is None:
-        return "auto"
+        return "" if is_text(field) else "auto"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def is_text(field):
+    """Whether a setting is a text, whose None is spelled as nothing."""
+    return base_type(field) is str
+
+
+def base_type(field):
+    """The type of a setting that is not None."""
+    if is_optional(field):
+        return next(
+            t for t in typing.get_args(field.type) if t is not type(None)
+        )
+    return field.type
+
+
+def is_optional(field):
+    """Whether a setting may be None."""
+    return isinstance(field.type, types.UnionType)

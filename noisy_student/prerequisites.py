@@ -27,7 +27,6 @@ from noisy_student.pseudo_labels.rows import bytes_per_image
 from noisy_student.pseudo_labels.store import LabelStore
 from noisy_student.pseudo_labels.store import recorded_sizes
 from noisy_student.reporting import console
-from noisy_student.reporting.console import bytes_text
 
 # The sha256 of `model.keras`, beside the settings.
 FINETUNED_OF = "finetuned_of"
@@ -127,9 +126,9 @@ def check_ahead(run, left):
     free = free_disk(workdir.path)
     if size > free:
         raise UserError(
-            f"the labels need {bytes_text(size)}, and {workdir} has "
-            f"{bytes_text(free)} left: make room, use another --workdir, or "
-            "store less of each label with --label_top_k=10"
+            f"the labels need {console.bytes_text(size)}, and {workdir} has "
+            f"{console.bytes_text(free)} left: make room, use another "
+            "--workdir, or store less of each label with --label_top_k=10"
         )
     if config.selection_from and {"label", "select"} & {p for p, _ in left}:
         fingerprint = run.unlabeled and run.unlabeled.fingerprint

@@ -60,8 +60,10 @@ class Workdir:
             finally:
                 # Only by its owner: whoever is refused leaves it as it is.
                 if [path.name for path in self.path.glob("*")] == [LOCK]:
-                    (self.path / LOCK).unlink()
-                    self.path.rmdir()
+                    # Windows deletes no file that is open: it stays there.
+                    with contextlib.suppress(PermissionError):
+                        (self.path / LOCK).unlink()
+                        self.path.rmdir()
 
     def iteration(self, number):
         return self.path / f"iteration_{number}"

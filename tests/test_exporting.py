@@ -18,7 +18,9 @@ from conftest import clean_view
 from conftest import make_finished_run
 
 import main
+from noisy_student import command_line
 from noisy_student import exporting
+from noisy_student import history
 from noisy_student.files import replacing_folder
 from noisy_student.models import efficientnet
 from noisy_student.models.stochastic_depth import Dropout
@@ -290,6 +292,36 @@ def test_batches_of_one_and_image_files_are_checked_too(wrong):
         right["image_bytes"] = lambda batch: logits[: len(batch)] * np.nan
     with pytest.raises(formats.Deviation):
         formats.check(spec, "file", inputs, logits)
+
+
+def test_logits_are_compared_on_the_cpu(monkeypatch):
+    # With another device in its place, the file's logits come from there.
+    monkeypatch.setattr(formats, "DEVICE", "/GPU:9")
+    logits = np.zeros((1, 2), np.float32)
+    spec = changed_format(
+        "keras", load=lambda path: {"pixels": lambda x: tf.zeros([1, 2]) * x}
+    )
+    soft = tf.config.get_soft_device_placement()
+    tf.config.set_soft_device_placement(False)
+    try:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="GPU:9"):
+            formats.check(spec, "file", {"pixels": tf.ones([1, 2])}, logits)
+    finally:
+        tf.config.set_soft_device_placement(soft)
+
+
+def test_the_recipe_of_a_card_is_read_back(workdir):
+    config = dataclasses.replace(
+        command_line.parse(["main.py", f"--workdir={workdir}"]),
+        labeled_noise=None,
+        unlabeled_noise=None,
+    )
+    recipe = history._recipe(config)
+    assert recipe["labeled_noise"] == recipe["unlabeled_noise"] == ""
+    flags = [f"--{name}={value}" for name, value in recipe.items()]
+    again = command_line.parse(["main.py", *flags, "--workdir=other"])
+    for name in recipe:
+        assert getattr(again, name) == getattr(config, name), name
 
 
 def test_names_do_nothing_in_a_card():

@@ -3,6 +3,7 @@
 
 import errno
 import os
+import pathlib
 import shutil
 import signal
 import stat
@@ -230,6 +231,18 @@ def test_a_workdir_that_nothing_came_of_goes_again(tmp_path):
             pass
         workdir.write_flags("--seed=1\n")
     assert (workdir.path / "run.flags").exists()
+
+
+def test_an_open_lock_that_cannot_be_deleted_hides_no_error(
+    tmp_path, monkeypatch
+):
+    def unlink(path, missing_ok=False):  # as on Windows
+        raise PermissionError(errno.EACCES, "in use", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "unlink", unlink)
+    with pytest.raises(UserError, match="no teacher"):
+        with Workdir(tmp_path / "new").owned():
+            raise UserError("no teacher")
 
 
 def test_a_workdir_that_vanishes_is_not_made_anew(tmp_path):
